@@ -1,0 +1,135 @@
+"""From profiled runs to a hardware profile: the fitted law, machine facts, and where figures come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from splitgym.hardware.law_fit import DECODE_CAP, PROMPT_CAP, fit_law, report_fit, rounded
+from splitgym.hardware.measurements import (
+    OperatingPoint,
+    choose_runs,
+    decode_power_fraction,
+    medians,
+    read_runs,
+    without_corrupt,
+)
+from splitgym.hardware.models import MachineSpec, load_facts
+from splitgym.hardware.profile import HardwareProfile, Provenance, ValidRange
+
+IDLE_POWER_FRACTION = 0.25
+"""Share of TDP a machine draws between iterations: declared, not measured."""
+
+UNMEASURED_DECODE_POWER_FRACTION = 0.5
+"""Share of TDP while decoding where the profile has no power: declared, not measured."""
+
+
+def fit_profile(
+    csv_path: Path | str,
+    out_path: Path | str,
+    *,
+    model: str | None = None,
+    hardware: str | None = None,
+    tensor_parallel: int | None = None,
+    facts_path: Path | str | None = None,
+    source: str | None = None,
+    licence: str = "not stated",
+) -> HardwareProfile:
+    """Fit the law to one set of a profile and write the hardware profile.
+
+    Args:
+        csv_path: profiled runs, with the columns of `measurements.COLUMNS`, times in ms; with
+            ``average_power``, a share of the GPUs' TDP, the power while decoding is taken from it.
+        out_path: the YAML file to write; it appears whole or not at all.
+        model: which set, where the file holds several.
+        hardware: likewise.
+        tensor_parallel: likewise.
+        facts_path: a YAML like the shipped ``facts.yaml``, for models and machines that are not in that one.
+        source: where the runs come from; the file's name if not given.
+        licence: of the runs.
+
+    Raises:
+        SplitgymError: if a file cannot be read or written, a row is malformed, the choice is not one set,
+            or the model or machine is unknown.
+    """
+    csv_path, out_path = Path(csv_path), Path(out_path)
+    every_run = read_runs(csv_path)
+    runs = choose_runs(csv_path, every_run, model, hardware, tensor_parallel)
+    model_name, hardware_name, group = runs[0].key
+    facts = load_facts(Path(facts_path) if facts_path is not None else None)
+    spec, machine = facts.model(model_name), facts.machine(hardware_name)
+    share = group / machine.gpus
+
+    points, corrupt = without_corrupt(medians(runs))
+    law = fit_law(points, rounded(spec.kv_bytes_per_token / (group * machine.hbm_bytes_per_s_per_gpu)))
+    alike = [run for run in every_run if (run.model, run.tensor_parallel) == (model_name, group)]
+    powered = sorted({run.hardware for run in alike if run.power_fraction > 0})
+    measured = decode_power_fraction(alike)
+    decode_fraction = UNMEASURED_DECODE_POWER_FRACTION if measured is None else measured
+    profile = HardwareProfile(
+        model=spec,
+        hardware=hardware_name,
+        tensor_parallel=group,
+        law=law,
+        idle_power_w=round(IDLE_POWER_FRACTION * machine.tdp_w * share, 1),
+        prompt_power_w=round(machine.tdp_w * share, 1),
+        decode_power_w=round(min(machine.tdp_w, decode_fraction * machine.uncapped_tdp_w) * share, 1),
+        cost_usd_per_hour=round(machine.cost_usd_per_hour * share, 4),
+        hbm_bytes=group * machine.hbm_bytes_per_gpu,
+        link_bytes_per_s=machine.link_bytes_per_s * share,
+        valid_range=_valid_range(points),
+        error=report_fit(law, points).error,
+        provenance=Provenance(
+            source=source or csv_path.name,
+            licence=licence,
+            fitted=_how_fitted(len(runs), len(points)),
+            left_out=tuple(
+                f"prompt {point.prompt_tokens}, batch {point.batch_size}: corrupt, over twice as fast as a"
+                " smaller batch"
+                for point in corrupt
+            ),
+            assumptions=_assumptions(machine, measured, powered),
+        ),
+    )
+    profile.write(out_path)
+    return profile
+
+
+def _valid_range(points: Sequence[OperatingPoint]) -> ValidRange:
+    def ends(values: list[int]) -> tuple[int, int]:
+        return min(values), max(values)
+
+    return ValidRange(
+        prompt_tokens=ends([point.prompt_tokens for point in points]),
+        batch_tokens=ends([point.prompt_tokens * point.batch_size for point in points]),
+        decodes=ends([point.batch_size for point in points]),
+        decode_context_tokens=ends([point.decode_context_tokens for point in points]),
+    )
+
+
+def _how_fitted(num_runs: int, num_points: int) -> str:
+    return (
+        f"linear programme over medians by (prompt, batch) of {num_runs} runs, {num_points} points kept,"
+        " output sizes pooled: least mean relative error, the largest kept within"
+        f" {PROMPT_CAP:g} (prompt) and {DECODE_CAP:g} (decode) where possible"
+    )
+
+
+def _assumptions(machine: MachineSpec, decode_fraction: float | None, powered: list[str]) -> tuple[str, ...]:
+    if decode_fraction is None:
+        decode = f"{UNMEASURED_DECODE_POWER_FRACTION:g} of {machine.uncapped_tdp_w:g} W, declared"
+    else:
+        decode = f"{decode_fraction:.3g} of {machine.uncapped_tdp_w:g} W, the GPUs' share as measured on"
+        decode += f" {', '.join(powered)} with this model and group"
+    return (
+        *([machine.note] if machine.note else []),
+        "mixed batches were not measured: mixed_context_s = decode_context_s, and mixed_decode_s is the least"
+        " with which a prompt never shortens an iteration",
+        "decode_context_s is at least the time to read one token's KV-cache at full memory bandwidth; batch"
+        " and context are not crossed in the runs, which leaves it weakly identified",
+        "host_s = 0: the runs time whole iterations, the host's share included",
+        "prefill_context_s = 0: no chunked prompts were measured",
+        f"power of a machine: prompt at its TDP, {machine.tdp_w:g} W; decode {decode};"
+        f" idle {IDLE_POWER_FRACTION:g} of TDP, declared",
+        f"the group has its share of a machine of {machine.gpus} GPUs in power, cost and link",
+    )

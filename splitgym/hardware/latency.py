@@ -1,0 +1,222 @@
+"""The latency law: how long one iteration of a machine takes.
+
+One scalar compiled function, `iteration_s`, is called by every engine; `LatencyLaw` is its readable face.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, Field
+
+from splitgym.jit import njit
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Points = tuple[tuple[Annotated[int, Field(ge=0)], Seconds], ...]
+
+MAX_POINTS = 24
+"""Most points of one piecewise-linear function in a law."""
+
+_HOST, _PER_PROMPT, _ATTENTION, _PREFILL_CONTEXT, _DECODE_CONTEXT, _MIXED_CONTEXT, _MIXED_DECODE = range(7)
+_NUM_DECODE_POINTS, _NUM_BATCH_POINTS = 7, 8
+_DECODE_POINTS = 9
+_BATCH_POINTS = _DECODE_POINTS + 2 * MAX_POINTS
+
+LAW_SIZE = _BATCH_POINTS + 2 * MAX_POINTS
+"""Length of a packed law."""
+
+
+@dataclass(frozen=True)
+class LatencyLaw:
+    """Time of one iteration, linear in its coefficients, non-decreasing in every feature of the batch.
+
+    Decodes only::
+
+        T = host_s + H_d(decodes) + decode_context_s · Σ decode context
+
+    With prompts::
+
+        T = host_s + H_p(prompt tokens + decodes) + per_prompt_s · prompt sequences
+            + attention_s · Σ chunk · (context + chunk/2) + prefill_context_s · Σ prefill context
+            + mixed_context_s · Σ decode context + mixed_decode_s · decodes
+
+    The decode context of a sequence is its prompt and the tokens generated so far, the first one included.
+    H_d and H_p are piecewise linear through ``decode_points`` and ``batch_points``, flat below the first
+    point and going on with the last segment's slope beyond the last.
+
+    Raises:
+        ValueError: if points are missing, too many, not increasing in place or decreasing in time, or a mixed
+            iteration could be shorter than its decodes alone.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    decode_points: Points  # H_d: (decodes, seconds)
+    batch_points: Points  # H_p: (tokens in the batch, seconds)
+    decode_context_s: Seconds  # a token of decode context, iterations of decodes only
+    mixed_context_s: Seconds  # the same, iterations with prompts
+    mixed_decode_s: Seconds  # a decode, iterations with prompts
+    attention_s: Seconds  # a (query, key) pair of a prompt
+    per_prompt_s: Seconds = 0.0
+    prefill_context_s: Seconds = 0.0  # a token of context that a prompt's chunk finds in the cache
+    host_s: Seconds = 0.0  # between iterations
+
+    def __post_init__(self) -> None:
+        for name, points in (("decode_points", self.decode_points), ("batch_points", self.batch_points)):
+            if not 1 <= len(points) <= MAX_POINTS:
+                raise ValueError(f"{name}: {len(points)} points; give 1 to {MAX_POINTS}")
+            if any(left[0] >= right[0] or left[1] > right[1] for left, right in pairwise(points)):
+                raise ValueError(f"{name}: places must increase and times must not decrease")
+        if self.mixed_context_s < self.decode_context_s:
+            raise ValueError(
+                "mixed_context_s: below decode_context_s, so that a prompt would shorten an iteration"
+            )
+        least = least_mixed_decode_s(self.decode_points, self.batch_points, self.per_prompt_s)
+        if self.mixed_decode_s < least * (1 - 1e-9):
+            raise ValueError(
+                f"mixed_decode_s: below {least:.7g}, so that a prompt would shorten an iteration"
+            )
+
+    def packed(self) -> FloatArray:
+        """The law as a row (LAW_SIZE,) for `iteration_s`; those of several machines can be stacked."""
+        row = np.zeros(LAW_SIZE)
+        row[_HOST] = self.host_s
+        row[_PER_PROMPT] = self.per_prompt_s
+        row[_ATTENTION] = self.attention_s
+        row[_PREFILL_CONTEXT] = self.prefill_context_s
+        row[_DECODE_CONTEXT] = self.decode_context_s
+        row[_MIXED_CONTEXT] = self.mixed_context_s
+        row[_MIXED_DECODE] = self.mixed_decode_s
+        row[_NUM_DECODE_POINTS] = len(self.decode_points)
+        row[_NUM_BATCH_POINTS] = len(self.batch_points)
+        for start, points in ((_DECODE_POINTS, self.decode_points), (_BATCH_POINTS, self.batch_points)):
+            places, seconds = np.array(points, dtype=np.float64).T
+            row[start : start + len(points)] = places
+            row[start + MAX_POINTS : start + MAX_POINTS + len(points)] = seconds
+        return row
+
+    def prompt_s(self, prompt_tokens: int) -> float:
+        """Time of one prompt alone."""
+        return iteration_s(self.packed(), prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
+
+    def decode_s(self, decodes: int, context_tokens_total: int) -> float:
+        """Time of an iteration of ``decodes`` decodes whose contexts sum to ``context_tokens_total``."""
+        return iteration_s(self.packed(), 0, 0, 0, 0, decodes, context_tokens_total)
+
+    def uncontended_s(
+        self, prompt_tokens: IntArray, output_tokens: IntArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """TTFT and E2E of requests that have a machine to themselves.
+
+        TTFT0 = T(prompt); E2E0 = TTFT0 + Σ T(1 decode, context prompt + k) for k = 1 … output − 1, in
+        closed form.
+
+        Args:
+            prompt_tokens: (num_requests,).
+            output_tokens: (num_requests,), the first token included.
+
+        Returns:
+            TTFT0 and E2E0 in seconds, each (num_requests,).
+        """
+        prompts, outputs = np.broadcast_arrays(np.atleast_1d(prompt_tokens), np.atleast_1d(output_tokens))
+        return _uncontended_s(
+            self.packed(), prompts.astype(np.int64, order="C"), outputs.astype(np.int64, order="C")
+        )
+
+
+def least_mixed_decode_s(decode_points: Points, batch_points: Points, per_prompt_s: float) -> float:
+    """The smallest time of a decode among prompts with which no prompt ever shortens an iteration.
+
+    That is the largest (H_d(n) − H_p(n + 1) − per_prompt_s) / n over n ≥ 1: with mixed_context_s ≥
+    decode_context_s, an iteration of n decodes and any prompt then takes no less than the n decodes alone.
+    """
+    # between breakpoints the ratio is a/n + b, hence monotone: it is largest at one of them or at infinity
+    breakpoints = {1, *(n for n, _ in decode_points), *(tokens - 1 for tokens, _ in batch_points)}
+    numbers = np.array(sorted(n for n in breakpoints if n >= 1), dtype=np.float64)
+    excess_s = _piecewise(decode_points, numbers) - _piecewise(batch_points, numbers + 1) - per_prompt_s
+    return max(0.0, float(np.max(excess_s / numbers)), _last_slope(decode_points) - _last_slope(batch_points))
+
+
+def _piecewise(points: Points, places: FloatArray) -> FloatArray:
+    known, seconds = np.array(points, dtype=np.float64).T
+    beyond = np.maximum(places - known[-1], 0.0) * _last_slope(points)
+    values: FloatArray = np.interp(places, known, seconds) + beyond
+    return values
+
+
+def _last_slope(points: Points) -> float:
+    if len(points) == 1:
+        return 0.0
+    (left, left_s), (right, right_s) = points[-2:]
+    return (right_s - left_s) / (right - left)
+
+
+@njit
+def _points_s(law_row: FloatArray, start: int, num_points: int, place: float) -> float:
+    places, seconds = law_row[start : start + num_points], law_row[start + MAX_POINTS :]
+    if num_points == 1 or place <= places[0]:
+        return float(seconds[0])
+    right = 1
+    while right < num_points - 1 and place > places[right]:
+        right += 1
+    slope = (seconds[right] - seconds[right - 1]) / (places[right] - places[right - 1])
+    return float(seconds[right - 1] + slope * (place - places[right - 1]))
+
+
+@njit
+def iteration_s(
+    law_row: FloatArray,
+    prompt_tokens: int,
+    prompt_sequences: int,
+    attention: int,
+    prefill_context: int,
+    decodes: int,
+    decode_context: int,
+) -> float:
+    """Time of one iteration; a batch without prompt tokens is one of decodes only.
+
+    Args:
+        law_row: (LAW_SIZE,) from `LatencyLaw.packed`.
+        prompt_tokens: prompt tokens processed in this iteration.
+        prompt_sequences: prompts they belong to.
+        attention: Σ chunk · (2 · context + chunk) over prompts; halved here, so that callers keep an integer.
+        prefill_context: Σ tokens of these prompts already in the cache.
+        decodes: sequences that yield one token each.
+        decode_context: Σ over decodes of prompt tokens and tokens generated so far.
+    """
+    if prompt_tokens == 0:
+        return float(
+            law_row[_HOST]
+            + _points_s(law_row, _DECODE_POINTS, int(law_row[_NUM_DECODE_POINTS]), float(decodes))
+            + law_row[_DECODE_CONTEXT] * decode_context
+        )
+    return float(
+        law_row[_HOST]
+        + _points_s(law_row, _BATCH_POINTS, int(law_row[_NUM_BATCH_POINTS]), float(prompt_tokens + decodes))
+        + law_row[_PER_PROMPT] * prompt_sequences
+        + law_row[_ATTENTION] * (0.5 * attention)
+        + law_row[_PREFILL_CONTEXT] * prefill_context
+        + law_row[_MIXED_CONTEXT] * decode_context
+        + law_row[_MIXED_DECODE] * decodes
+    )
+
+
+@njit
+def _uncontended_s(
+    law_row: FloatArray, prompts: IntArray, outputs: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    ttft_s = np.empty(prompts.size)
+    e2e_s = np.empty(prompts.size)
+    for i in range(prompts.size):
+        prompt, steps = prompts[i], outputs[i] - 1
+        ttft_s[i] = iteration_s(law_row, prompt, 1, prompt * prompt, 0, 0, 0)
+        context_total = steps * prompt + steps * (steps + 1) // 2
+        first_s = iteration_s(law_row, 0, 0, 0, 0, 1, 0)
+        e2e_s[i] = ttft_s[i] + steps * first_s + law_row[_DECODE_CONTEXT] * context_total
+    return ttft_s, e2e_s

@@ -1,0 +1,105 @@
+"""What is known of models and machines before any profiling: sizes, power, cost, links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from splitgym.errors import SplitgymError, did_you_mean
+from splitgym.hardware.yaml_file import read_yaml
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+FACTS_FILE = Path(__file__).with_name("facts.yaml")
+"""The shipped facts; a user's own file of the same form adds to them."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A transformer, as far as memory goes."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: str
+    layers: Count
+    kv_heads: Count  # fewer than attention heads with grouped-query attention
+    head_dim: Count
+    bytes_per_element: Count
+    weight_bytes: Count
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """One token's keys and values: 2 · layers · kv_heads · head_dim · bytes per element."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_element
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """A whole machine; a tensor-parallel group of t GPUs has t / gpus of it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: str
+    gpus: Count
+    tdp_w: Positive
+    uncapped_tdp_w: Positive
+    cost_usd_per_hour: Positive
+    hbm_bytes_per_gpu: Count
+    hbm_bytes_per_s_per_gpu: Positive
+    link_bytes_per_s: Positive
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The content of a facts file."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    models: tuple[ModelSpec, ...] = ()
+    machines: tuple[MachineSpec, ...] = ()
+
+    def model(self, name: str) -> ModelSpec:
+        """The model ``name``; the last one, so that a user's facts come before the shipped."""
+        return {model.name: model for model in self.models}[
+            _known("model", name, [m.name for m in self.models])
+        ]
+
+    def machine(self, name: str) -> MachineSpec:
+        """The machine ``name``; the last one, so that a user's facts come before the shipped."""
+        names = [machine.name for machine in self.machines]
+        return {machine.name: machine for machine in self.machines}[_known("hardware", name, names)]
+
+
+def load_facts(path: Path | None = None) -> Facts:
+    """The shipped facts, and those of ``path`` if given.
+
+    Raises:
+        SplitgymError: if the file is missing or malformed.
+    """
+    shipped = read_yaml(FACTS_FILE, Facts)
+    if path is None:
+        return shipped
+    own = read_yaml(path, Facts)
+    return Facts(shipped.models + own.models, shipped.machines + own.machines)
+
+
+def model_spec(name: str) -> ModelSpec:
+    """A shipped model.
+
+    Raises:
+        SplitgymError: if there is none of this name.
+    """
+    return load_facts().model(name)
+
+
+def _known(field: str, name: str, names: list[str]) -> str:
+    if name not in names:
+        raise SplitgymError(
+            f"{field}: no facts of {name!r}{did_you_mean(name, names)}; or add them in a facts file"
+        )
+    return name

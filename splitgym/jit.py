@@ -1,0 +1,71 @@
+"""Compilation: numba's njit with an on-disk cache that notices changed callees.
+
+Numba's cache compares a compiled function with its own file only, so a change in a function it calls in
+another file goes unseen. Here the folder of the cache is named by a hash of all sources that hold compiled
+code.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+_NUMBA_CONFIG: Any = numba.config  # its attributes come from the environment, which types cannot see
+_PACKAGE = Path(__file__).parent
+_COMPILED_FOLDERS = ("hardware", "sim", "policies", "envs")
+
+
+def njit(function: _Function) -> _Function:
+    """Compile ``function`` in nopython mode, without fastmath, cached on disk where a folder can be written.
+
+    The cache lies in ``$NUMBA_CACHE_DIR`` if that is set, else in the user's cache folder. Where neither
+    can be written there is one warning, and functions are compiled anew in each process.
+    """
+    folder = _cache_folder()
+    before = _NUMBA_CONFIG.CACHE_DIR
+    _NUMBA_CONFIG.CACHE_DIR = str(
+        folder or ""
+    )  # numba picks the folder when it decorates; other packages keep theirs
+    try:
+        decorate: Any = numba.njit(cache=folder is not None)
+        compiled: _Function = decorate(function)
+    finally:
+        _NUMBA_CONFIG.CACHE_DIR = before
+    return compiled
+
+
+def sources_digest() -> str:
+    """A hash of the sources that hold compiled code: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    paths = [Path(__file__)]
+    for name in _COMPILED_FOLDERS:
+        paths += sorted((_PACKAGE / name).rglob("*.py"))
+    for path in paths:
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _cache_folder() -> Path | None:
+    try:
+        chosen = _NUMBA_CONFIG.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(chosen) / "splitgym" / f"numba-{sources_digest()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        warnings.warn(
+            f"compiled functions are not cached: {error}; set NUMBA_CACHE_DIR to a writable folder",
+            stacklevel=3,
+        )
+        return None
+    return folder
