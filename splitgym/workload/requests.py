@@ -1,0 +1,37 @@
+"""Requests: what arrives, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Requests in order of arrival; request ``i`` is row ``i``.
+
+    Raises:
+        ValueError: if the arrays differ in length, arrivals decrease or are negative, or a length is below 1.
+    """
+
+    arrival_s: FloatArray  # (num_requests,) non-decreasing, ≥ 0
+    prompt_tokens: IntArray  # (num_requests,) ≥ 1
+    output_tokens: IntArray  # (num_requests,) ≥ 1, the first token included
+    predicted_output_tokens: FloatArray  # (num_requests,) what a router may know: E[output | prompt] of the workload
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.arrival_s), len(self.prompt_tokens), len(self.output_tokens)}
+        if len(lengths | {len(self.predicted_output_tokens)}) != 1:
+            raise ValueError("arrays of different lengths")
+        if len(self) and (np.any(np.diff(self.arrival_s) < 0) or self.arrival_s[0] < 0):
+            raise ValueError("arrival_s must be non-decreasing and ≥ 0")
+        if len(self) and min(self.prompt_tokens.min(), self.output_tokens.min()) < 1:
+            raise ValueError("prompt_tokens and output_tokens must be ≥ 1")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
