@@ -133,32 +133,39 @@ class Books:
             self._role_mask,
         )
 
+    def masks(self, prompt_tokens: int) -> tuple[BoolArray, BoolArray, BoolArray]:
+        """The masks of a view alone: prompt (num_machines,), token (num_machines,), role (num_machines, 3)."""
+        masks = self._prompt_mask, self._token_mask, self._role_mask
+        fill_masks(self.rows, self.facts[:, KV_CAPACITY], prompt_tokens, *masks)
+        return masks
+
     def potential(self, time_s: float) -> float:
         """Predicted remaining weighted slowdown of all unfinished requests, ≥ 0 (see `potential`)."""
         return float(potential(time_s, self.rows, self.laws))
 
 
 @njit
-def fill_view(  # type: ignore[no-untyped-def]  # noqa: D103
-    is_tick,
-    time_s,
-    prompt_tokens,
-    predicted_output_tokens,
-    rows,
-    facts,
-    laws,
-    baseline_law,
-    arrived,
-    kv_bytes_per_token,
-    transfer_overhead_s,
-    switch_s,
-    machines,
-    request,
-    cluster,
-    prompt_mask,
-    token_mask,
-    role_mask,
-):
+def fill_view(
+    is_tick: bool,
+    time_s: float,
+    prompt_tokens: int,
+    predicted_output_tokens: float,
+    rows: FloatArray,
+    facts: FloatArray,
+    laws: FloatArray,
+    baseline_law: FloatArray,
+    arrived: FloatArray,
+    kv_bytes_per_token: float,
+    transfer_overhead_s: float,
+    switch_s: float,
+    machines: FloatArray,
+    request: FloatArray,
+    cluster: FloatArray,
+    prompt_mask: BoolArray,
+    token_mask: BoolArray,
+    role_mask: BoolArray,
+) -> None:
+    """Write the features of `splitgym.features`, in its order, and the masks."""
     count = len(rows)
     fill_masks(rows, facts[:, KV_CAPACITY], prompt_tokens, prompt_mask, token_mask, role_mask)
     cluster[:] = 0.0
@@ -195,9 +202,7 @@ def fill_view(  # type: ignore[no-untyped-def]  # noqa: D103
             decodes = int(row[DECODES])
             context = int(row[CONTEXT])
             out[21] = alone_s
-            out[22] = pending_s + iteration_s(
-                law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, decodes, context
-            )
+            out[22] = pending_s + iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, decodes, context)
             joined = decodes + int(row[COMING]) + 1
             out[23] = iteration_s(law, 0, 0, 0, 0, joined, context + int(row[COMING_CONTEXT]) + prompt_tokens + 1)
             out[24] = transfer_overhead_s + kv_bytes_per_token * prompt_tokens / facts[m, LINK_BYTES_PER_S]
@@ -221,7 +226,14 @@ def fill_view(  # type: ignore[no-untyped-def]  # noqa: D103
 
 
 @njit
-def fill_masks(rows, capacity, prompt_tokens, prompt_mask, token_mask, role_mask):  # type: ignore[no-untyped-def]
+def fill_masks(
+    rows: FloatArray,
+    capacity: FloatArray,
+    prompt_tokens: int,
+    prompt_mask: BoolArray,
+    token_mask: BoolArray,
+    role_mask: BoolArray,
+) -> None:
     """Hide the impossible: machines that are not ready (unless none is), or too small; a pool left empty."""
     count = len(rows)
     prompt_capable = 0
@@ -244,7 +256,7 @@ def fill_masks(rows, capacity, prompt_tokens, prompt_mask, token_mask, role_mask
         role = int(rows[m, ROLE])
         lifecycle = int(rows[m, LIFECYCLE])
         ready = lifecycle == READY
-        on_the_way = lifecycle == DRAINING or lifecycle == SWITCHING
+        on_the_way = lifecycle in (DRAINING, SWITCHING)
         fits = capacity[m] > prompt_tokens
         prompt_mask[m] = role != TOKEN and fits and (ready or (on_the_way and not prompt_ready))
         token_mask[m] = role != PROMPT and fits and (ready or (on_the_way and not token_ready))
@@ -255,7 +267,7 @@ def fill_masks(rows, capacity, prompt_tokens, prompt_mask, token_mask, role_mask
 
 
 @njit
-def potential(time_s, rows, laws):  # type: ignore[no-untyped-def]
+def potential(time_s: float, rows: FloatArray, laws: FloatArray) -> float:
     """Σ over unfinished requests of what is left of their weighted slowdown, by the latency law.
 
     A prompt in a queue waits for the prompts before it, one by one; a token phase takes its remaining tokens at the

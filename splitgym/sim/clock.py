@@ -6,6 +6,7 @@ from collections.abc import Callable
 from heapq import heappush
 
 import simpy
+from simpy.events import EventPriority
 
 # Kinds, in the order in which they happen at one instant. Handlers only mark machines runnable; batches form in
 # MACHINE_START, the last kind, so that simultaneous arrivals share a batch.
@@ -34,5 +35,5 @@ class Clock(simpy.Environment):
         """Let ``event`` happen at ``time_s``."""
         event._ok = True
         event._value = None
-        priority = ((kind << 20 | machine) << 32 | request) + 2
+        priority = EventPriority(((kind << 20 | machine) << 32 | request) + 2)
         heappush(self._queue, (time_s, priority, next(self._eid), event))

@@ -175,9 +175,7 @@ class _Simulation:
         )
 
 
-def _check(
-    machines: Sequence[PublishedMachine], model: PublishedModel, requests: Requests, policy: str
-) -> None:
+def _check(machines: Sequence[PublishedMachine], model: PublishedModel, requests: Requests, policy: str) -> None:
     if policy not in POLICIES:
         raise SplitgymError(f"policy: unknown {policy!r}{did_you_mean(policy, POLICIES)}")
     if not machines:

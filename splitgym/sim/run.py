@@ -36,6 +36,7 @@ class RunResult:
     rows: RequestRows
     meters: Meters
     recorder: Recorder | None  # where it was asked for
+    extrapolations: tuple[str, ...]  # where a latency law was used outside the range in which it was measured
 
 
 def run(
@@ -76,7 +77,7 @@ def run(
                 "decide(view) must return a Decision within the view's masks"
             ) from error
     simulation.finish()
-    return RunResult(scenario, simulation.rows(), simulation.meters(), simulation.recorder)
+    return RunResult(scenario, simulation.rows(), simulation.meters(), simulation.recorder, simulation.extrapolations())
 
 
 def start(decider: Decider, scenario: Scenario) -> None:

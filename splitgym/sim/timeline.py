@@ -1,7 +1,7 @@
-"""A run as Chrome trace JSON: one track per machine, KV transfers as arrows, queue and KV-cache as counters.
+"""A run as Chrome trace JSON: a track per machine, KV transfers as arrows, queues and KV-cache as counters.
 
-Open the file at https://ui.perfetto.dev or in chrome://tracing. Format: the Trace Event Format of the Chromium
-project; times are in microseconds.
+Open the file at https://ui.perfetto.dev or in chrome://tracing. Format: the Trace Event Format of the
+Chromium project; times are in microseconds.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def timeline(recorder: Recorder | None, rows: RequestRows, machine_names: list[s
     """The content of ``timeline.json``.
 
     Args:
-        recorder: what the machines did; None where nobody recorded it: then a machine's track has its requests'
-            prompt phases and nothing else.
+        recorder: what the machines did; None where nobody recorded it: then a machine's track has its prompt
+            phases and nothing else.
         rows: the run's requests.
         machine_names: (num_machines,) names of the tracks.
 
     Returns:
-        ``traceEvents``: metadata, complete slices ("X") with the number of iterations, prompts and decodes, flows ("s",
-        "f") for transfers, and counters ("C") of requests waiting, decoding and in transfer.
+        ``traceEvents``: metadata, complete slices ("X") with the number of iterations, prompts and decodes,
+        flows ("s", "f") for transfers, and counters ("C") of requests waiting, decoding and in transfer.
     """
     entries = _names(machine_names)
     entries += _slices(recorder) if recorder is not None else _prompt_slices(rows)
@@ -55,9 +55,7 @@ def machine_names(cluster: Cluster) -> list[str]:
 def write_timeline(content: dict[str, Any], path: Path) -> None:
     """Write ``timeline.json``, one event a line."""
     lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in content["traceEvents"])
-    path.write_text(
-        f'{{"displayTimeUnit":"{content["displayTimeUnit"]}","traceEvents":[\n{lines}\n]}}\n', "utf-8"
-    )
+    path.write_text(f'{{"displayTimeUnit":"{content["displayTimeUnit"]}","traceEvents":[\n{lines}\n]}}\n', "utf-8")
 
 
 def _names(machines: list[str]) -> list[Entry]:
@@ -106,31 +104,23 @@ def _transfers(recorder: Recorder) -> list[Entry]:
     entries: list[Entry] = []
     for send in recorder.sends:
         flow: Entry = {"cat": "kv", "name": "KV transfer", "id": send.request, "pid": _MACHINES}
-        args = {"request": send.request}
         # a microsecond earlier it is still within the prompt phase's slice, from which the arrow is to come
-        start = {"ph": "s", "tid": send.source + 1, "ts": send.start_s * _MICROSECONDS - 1, "args": args}
-        end = {
-            "ph": "f",
-            "bp": "e",
-            "tid": send.destination + 1,
-            "ts": send.end_s * _MICROSECONDS,
-            "args": args,
-        }
-        entries += [flow | start, flow | end]
+        start_us, end_us = send.start_s * _MICROSECONDS - 1, send.end_s * _MICROSECONDS
+        entries.append(flow | {"ph": "s", "tid": send.source + 1, "ts": start_us})
+        entries.append(flow | {"ph": "f", "bp": "e", "tid": send.destination + 1, "ts": end_us})
     return entries
 
 
 def _counters(rows: RequestRows) -> list[Entry]:
-    """Requests in each phase, and the KV-cache their tokens fill, whenever one enters or leaves."""
+    """Requests in each phase, and the KV-cache of their prompts, whenever one enters or leaves."""
     first_s, finish_s = rows.first_token_s, rows.finish_s
     sent_s = np.where(np.isnan(rows.transfer_end_s), first_s, rows.transfer_end_s)
+    each, prompt_tokens = np.ones(len(rows)), rows.prompt_tokens.astype(np.float64)
     return [
-        *_counter("waiting for the first token", rows.arrival_s, first_s, np.ones(len(rows))),
-        *_counter("in transfer", first_s, sent_s, np.ones(len(rows))),
-        *_counter("decoding", sent_s, finish_s, np.ones(len(rows))),
-        *_counter(
-            "KV-cache, prompts processed (tokens)", first_s, finish_s, rows.prompt_tokens.astype(np.float64)
-        ),
+        *_counter("waiting for the first token", rows.arrival_s, first_s, each),
+        *_counter("in transfer", first_s, sent_s, each),
+        *_counter("decoding", sent_s, finish_s, each),
+        *_counter("prompt tokens in KV-caches", first_s, finish_s, prompt_tokens),
     ]
 
 
@@ -140,13 +130,8 @@ def _counter(name: str, enter_s: FloatArray, leave_s: FloatArray, amount: FloatA
     known = ~np.isnan(times_s)
     moments_s, place = np.unique(times_s[known], return_inverse=True)
     level = np.cumsum(np.bincount(place, steps[known], len(moments_s)))
+    counter: Entry = {"ph": "C", "pid": _CLUSTER, "name": name}
     return [
-        {
-            "ph": "C",
-            "pid": _CLUSTER,
-            "name": name,
-            "ts": time_s * _MICROSECONDS,
-            "args": {"now": float(value)},
-        }
-        for time_s, value in zip(moments_s.tolist(), level, strict=True)
+        counter | {"ts": time_s * _MICROSECONDS, "args": {"now": value}}
+        for time_s, value in zip(moments_s.tolist(), level.tolist(), strict=True)
     ]

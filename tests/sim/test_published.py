@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 from splitgym.errors import SplitgymError
 from splitgym.hardware.published_tables import load_published_model
 from splitgym.sim.published import PublishedMachine, simulate_published
@@ -109,9 +110,7 @@ def test_an_arrival_cuts_a_block_at_the_end_of_the_iteration() -> None:
     first_token_s, decode_s = latency.prompt_s(128), latency.decode_s(1)
     arrival_s = first_token_s + 2.5 * decode_s  # in the third of ten decodes
 
-    rows = simulate_published(
-        [MIXED], LLAMA, make_requests((0.0, 128, 11), (arrival_s, 256, 2)), "jsq-tokens"
-    )
+    rows = simulate_published([MIXED], LLAMA, make_requests((0.0, 128, 11), (arrival_s, 256, 2)), "jsq-tokens")
     start_s = first_token_s + 3 * decode_s
     mixed_s = 1.1 * latency.prompt_s(257)
     assert rows.prompt_start_s[1] == pytest.approx(start_s, abs=1e-12)
@@ -124,9 +123,7 @@ def test_an_arrival_cuts_a_block_at_the_end_of_the_iteration() -> None:
 
     # A prompt longer than a batch does not cut by itself, but its decode, queued with it, is one token.
     long = MAX_BATCH_TOKENS + 1
-    rows = simulate_published(
-        [MIXED], LLAMA, make_requests((0.0, 128, 11), (arrival_s, long, 2)), "jsq-tokens"
-    )
+    rows = simulate_published([MIXED], LLAMA, make_requests((0.0, 128, 11), (arrival_s, long, 2)), "jsq-tokens")
     assert rows.prompt_start_s[1] == pytest.approx(start_s, abs=1e-12)
 
 
@@ -174,9 +171,7 @@ def random_requests(seed: int, num_requests: int, rate: float) -> Requests:
 def test_same_input_gives_the_same_rows(policy: str, hardware: str) -> None:
     roles = ("mixed",) * 4 if policy == "jsq-tokens" else ("prompt", "prompt", "token", "mixed")
     machines = [PublishedMachine(role, hardware) for role in roles]
-    once, again = (
-        simulate_published(machines, LLAMA, random_requests(7, 300, 8.0), policy) for _ in range(2)
-    )
+    once, again = (simulate_published(machines, LLAMA, random_requests(7, 300, 8.0), policy) for _ in range(2))
     for field in fields(once):
         np.testing.assert_array_equal(getattr(once, field.name), getattr(again, field.name))
     assert np.all(once.status == COMPLETED)
@@ -203,9 +198,7 @@ def test_same_input_gives_the_same_rows(policy: str, hardware: str) -> None:
         ),
     ],
 )
-def test_mistakes_name_place_and_mend(
-    machines: list[PublishedMachine], model: str, policy: str, message: str
-) -> None:
+def test_mistakes_name_place_and_mend(machines: list[PublishedMachine], model: str, policy: str, message: str) -> None:
     with pytest.raises(SplitgymError, match=message):
         simulate_published(machines, model, make_requests((0.0, 10, 2)), policy)
 

@@ -168,3 +168,13 @@ def test_energy_is_idle_power_plus_what_work_adds() -> None:
     work_j = 2.0 * (profile.prompt_power_w - profile.idle_power_w)
     work_j += 1.0 * (profile.decode_power_w - profile.idle_power_w)
     assert result.meters.energy_j == pytest.approx(idle_j + work_j, rel=1e-9)
+
+
+def test_a_run_says_where_it_extrapolated() -> None:
+    result = run(Scenario(cluster("pt"), requests((0.0, 40_000, 2))), Fixed([(0, 1)]))
+    measured = cluster("pt").machines[0].profile.valid_range
+    assert result.extrapolations == (
+        "llama2-70b.h100-80gb.tp8 was extrapolated: "
+        f"up to 40000 batch tokens (measured to {measured.batch_tokens[1]}), "
+        f"40001 tokens of decode context (measured to {measured.decode_context_tokens[1]}) in an iteration",
+    )

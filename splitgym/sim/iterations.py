@@ -1,0 +1,223 @@
+"""What a machine does: wait for work, form a batch (discipline `splitwise`), process it, hand out its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import simpy
+
+from splitgym.hardware.latency import iteration_s
+from splitgym.sim import books as b
+from splitgym.sim.clock import ITERATION_END, MACHINE_START
+from splitgym.sim.rows import COMPLETED
+from splitgym.sim.transfers import free, receive, send
+from splitgym.sim.world import SimMachine, World
+from splitgym.view import SWITCHING
+
+
+@dataclass(slots=True)
+class Batch:
+    """One iteration's work."""
+
+    prompts: list[int]
+    served: list[int] | None  # decodes that get a token; None: all of them
+    num_decodes: int
+
+
+def run_machine(world: World, machine: SimMachine) -> Generator[simpy.Event, None, None]:
+    """The process of one machine, for ever."""
+    clock = world.clock
+    while True:
+        machine.wake = simpy.Event(clock)
+        yield machine.wake
+        while batch := form_batch(world, machine):
+            start_s = clock.now
+            end_s = start_s + start_iteration(world, machine, batch)
+            yield clock.at(end_s, ITERATION_END, machine.index)
+            end_iteration(world, machine, batch, start_s)
+            yield clock.at(end_s, MACHINE_START, machine.index)
+
+
+def form_batch(world: World, machine: SimMachine) -> Batch | None:
+    """Forced decodes, then prompts first come first served, then decodes in order of arrival."""
+    if machine.row[b.LIFECYCLE] == SWITCHING:
+        return None
+    take_in(world, machine)
+    limits = world.cluster.batching
+    decodes = machine.decodes
+    forced = decodes.passed_over(limits.max_preemptions)
+    forced = forced[: min(limits.max_batch_size, limits.max_batch_tokens)]
+    size = tokens = len(forced)
+    prompts: list[int] = []
+    queue = machine.queue
+    while queue and size < limits.max_batch_size:
+        prompt_tokens = world.prompt_tokens[queue[0]]
+        if size and tokens + prompt_tokens > limits.max_batch_tokens:
+            break
+        if not reserve_for_prompt(world, machine, queue[0]):
+            break
+        prompts.append(queue.popleft())
+        size += 1
+        tokens += prompt_tokens
+    room = max(min(limits.max_batch_size - size, limits.max_batch_tokens - tokens), 0)
+    others = len(decodes) - len(forced)
+    if others <= room:
+        return Batch(prompts, None, len(decodes)) if prompts or len(decodes) else None
+    taken = set(forced)
+    served = forced + [request for request in decodes.in_order() if request not in taken][:room]
+    return Batch(prompts, served, len(served))
+
+
+def reserve_for_prompt(world: World, machine: SimMachine, request: int) -> bool:
+    """Take the memory a prompt needs before its iteration, here and, layer-wise, at its destination."""
+    if not machine.admits:
+        return False
+    need = world.need_here(machine, request)
+    if need > machine.free_tokens:
+        return False
+    if world.layerwise and world.is_sent(request):
+        destination = world.machines[world.outcome.token_machine[request]]
+        whole = world.whole_tokens[request]
+        if whole > destination.free_tokens or not destination.admits:
+            destination.blocked[machine.index] = machine
+            return False
+        destination.kv_used_tokens += whole
+    machine.kv_used_tokens += need
+    return True
+
+
+def start_iteration(world: World, machine: SimMachine, batch: Batch) -> float:
+    """Returns how long it takes."""
+    now_s = world.clock.now
+    row = machine.row
+    prompt_tokens = attention = 0
+    for request in batch.prompts:
+        length = world.prompt_tokens[request]
+        prompt_tokens += length
+        attention += length * length
+        world.outcome.prompt_start_s[request] = now_s
+    count = len(batch.prompts)
+    if count:
+        machine.running_prompts = count
+        row[b.WAITING] -= count
+        row[b.RUNNING] += count
+        row[b.KV_HELD] += prompt_tokens + count
+    context = machine.decodes.context_tokens(batch.served)
+    duration_s = iteration_s(machine.law, prompt_tokens, count, attention, 0, batch.num_decodes, context)
+    machine.busy = True
+    batch_tokens = prompt_tokens + batch.num_decodes if count else 0
+    most_tokens, most_decodes, most_context = machine.largest
+    if batch_tokens > most_tokens or batch.num_decodes > most_decodes or context > most_context:
+        machine.largest = (
+            max(batch_tokens, most_tokens),
+            max(batch.num_decodes, most_decodes),
+            max(context, most_context),
+        )
+    power_w = machine.prompt_power_w if count else machine.decode_power_w
+    world.ledger.on_energy(duration_s * power_w)
+    return float(duration_s)
+
+
+def end_iteration(world: World, machine: SimMachine, batch: Batch, start_s: float) -> None:
+    """Hand out the tokens: decodes first, then the first tokens of prompts, which join afterwards."""
+    now_s = world.clock.now
+    machine.busy = False
+    if batch.num_decodes or batch.served is not None:
+        end_decodes(world, machine, batch, now_s)
+    for request in batch.prompts:
+        end_prompt(world, machine, request, now_s)
+    count = len(batch.prompts)
+    if count:
+        machine.running_prompts = 0
+        machine.row[b.RUNNING] -= count
+        if machine.row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
+            machine.row[[b.PENDING_S, b.PROMPT_WEIGHT, b.PROMPT_WEIGHTED_S]] = 0.0
+    if world.recorder is not None:
+        world.recorder.iteration(machine.index, start_s, now_s, count, batch.num_decodes)
+
+
+def end_decodes(world: World, machine: SimMachine, batch: Batch, now_s: float) -> None:
+    """A token for each decode of the batch; those that are done leave and free their memory."""
+    row = machine.row
+    row[b.CONTEXT] += batch.num_decodes
+    row[b.KV_HELD] += batch.num_decodes
+    row[b.REMAINING] -= batch.num_decodes
+    world.ledger.tokens_out += batch.num_decodes
+    if batch.served is None:
+        row[b.TOKEN_WEIGHTED] -= row[b.TOKEN_WEIGHT]
+        done = machine.decodes.serve_all(now_s)
+    else:
+        row[b.TOKEN_WEIGHTED] -= sum(world.ledger.token_weight[request] for request in batch.served)
+        done = machine.decodes.serve(set(batch.served), now_s)
+    for request, tbt_max_s in done:
+        world.outcome.tbt_max_s[request] = tbt_max_s
+        whole = world.whole_tokens[request]
+        row[b.DECODES] -= 1
+        row[b.RUNNING] -= 1
+        row[b.CONTEXT] -= whole
+        row[b.KV_HELD] -= whole
+        row[b.TOKEN_WEIGHT] -= world.ledger.token_weight[request]
+        finish(world, request, machine, now_s)
+        free(world, machine, whole)
+    if done and row[b.DECODES] + row[b.COMING] == 0:
+        row[[b.REMAINING, b.TOKEN_WEIGHT, b.TOKEN_WEIGHTED]] = 0.0
+
+
+def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) -> None:
+    """The first token is out; the cache stays, is sent, or is dropped where this was the last token."""
+    prompt_tokens, output_tokens = world.prompt_tokens[request], world.output_tokens[request]
+    world.outcome.first_token_s[request] = now_s
+    world.log("first_token", machine.index, request)
+    world.ledger.on_first_token(request, now_s)
+    row = machine.row
+    work_s = world.prompt_work_s[request]
+    row[b.PENDING_PROMPTS] -= 1
+    row[b.PENDING_TOKENS] -= prompt_tokens
+    row[b.PENDING_S] -= work_s
+    row[b.PROMPT_SINCE_S] = now_s
+    row[b.PROMPT_WEIGHTED_S] -= row[b.PROMPT_WEIGHT] * work_s
+    row[b.PROMPT_WEIGHT] -= world.ledger.prompt_weight[request]
+
+    token = world.machines[world.outcome.token_machine[request]]
+    token.row[b.COMING] -= 1
+    token.row[b.COMING_CONTEXT] -= prompt_tokens + 1
+    if output_tokens == 1:
+        row[b.KV_HELD] -= prompt_tokens + 1
+        if token is not machine:
+            row[b.BOOKED_KV] -= prompt_tokens + 1
+        finish(world, request, token, now_s)
+        free(world, machine, world.need_here(machine, request))
+        return
+    token.row[b.DECODES] += 1
+    token.row[b.CONTEXT] += prompt_tokens + 1
+    if token is machine:
+        world.join(request, machine)
+        return
+    machine.outgoing += 1
+    if world.layerwise:
+        send(world, request, now_s)
+    else:
+        token.inbox.append(request)
+        token.row[b.WAITING] += 1
+        receive(world, token)
+
+
+def finish(world: World, request: int, token: SimMachine, now_s: float) -> None:
+    """The last token is out."""
+    world.outcome.finish_s[request] = now_s
+    world.outcome.status[request] = COMPLETED
+    predicted = world.predicted[request]
+    token.row[b.REMAINING] += world.output_tokens[request] - predicted
+    token.row[b.BOOKED_KV] -= world.prompt_tokens[request] + predicted
+    world.log("finish", token.index, request)
+    world.ledger.on_finish(request, now_s)
+
+
+def take_in(world: World, machine: SimMachine) -> None:
+    """Decodes whose cache has arrived take their place."""
+    for request in machine.joining:
+        machine.row[b.TOKEN_WEIGHT] += world.ledger.token_weight[request]
+        remaining = world.output_tokens[request] - 1
+        machine.decodes.join(request, world.whole_tokens[request], remaining, world.outcome.first_token_s[request])
+    machine.joining.clear()

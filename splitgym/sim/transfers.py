@@ -1,0 +1,74 @@
+"""KV memory and KV transfer over the network `ideal`: who waits for room, and when a cache is there."""
+
+from __future__ import annotations
+
+from splitgym.sim import books as b
+from splitgym.sim.clock import TRANSFER_END
+from splitgym.sim.world import SimMachine, World
+
+
+def free(world: World, machine: SimMachine, tokens: int) -> None:
+    """Give memory back."""
+    machine.kv_used_tokens -= tokens
+    offer_room(world, machine)
+
+
+def offer_room(world: World, machine: SimMachine) -> None:
+    """First to caches waiting for room here, then to prompts, of other machines and its own."""
+    receive(world, machine)
+    blocked, machine.blocked = machine.blocked, {}
+    for index in sorted(blocked):
+        world.make_runnable(blocked[index])
+    world.make_runnable(machine)
+
+
+def receive(world: World, machine: SimMachine) -> None:
+    """Serialized: reserve room for waiting caches, first come first served, and send them."""
+    while machine.inbox and machine.admits:
+        request = machine.inbox[0]
+        whole = world.whole_tokens[request]
+        if whole > machine.free_tokens:
+            return
+        machine.inbox.popleft()
+        machine.row[b.WAITING] -= 1
+        machine.kv_used_tokens += whole
+        send(world, request, world.clock.now)
+
+
+def send(world: World, request: int, start_s: float) -> None:
+    """Put a cache on its way; what is seen of it after the prompt phase depends on the transfer mode."""
+    source = world.machines[world.outcome.prompt_machine[request]]
+    destination = world.machines[world.outcome.token_machine[request]]
+    size_bytes = world.cluster.model.kv_bytes_per_token * world.prompt_tokens[request]
+    bytes_per_s = min(source.link_bytes_per_s, destination.link_bytes_per_s)
+    visible_bytes = float(size_bytes)
+    if world.layerwise:
+        layers = world.cluster.model.layers
+        iteration_duration_s = start_s - world.outcome.prompt_start_s[request]
+        hidden_bytes = bytes_per_s * iteration_duration_s * (layers - 1) / layers
+        visible_bytes = max(size_bytes / layers, size_bytes - hidden_bytes)
+    end_s = start_s + (world.cluster.transfer.overhead_s + visible_bytes / bytes_per_s)
+    world.log("transfer_start", source.index, request)
+    world.clock.call(
+        lambda: end_transfer(world, request, source, destination, start_s),
+        end_s,
+        TRANSFER_END,
+        destination.index,
+        request,
+    )
+
+
+def end_transfer(world: World, request: int, source: SimMachine, destination: SimMachine, start_s: float) -> None:
+    """The cache is at its token machine, and gone from its prompt machine."""
+    now_s = world.clock.now
+    world.outcome.transfer_end_s[request] = now_s
+    world.log("transfer_end", destination.index, request)
+    if world.recorder is not None:
+        world.recorder.transfer(request, source.index, destination.index, start_s, now_s)
+    held = world.prompt_tokens[request] + 1
+    source.outgoing -= 1
+    source.row[b.KV_HELD] -= held
+    source.row[b.BOOKED_KV] -= held
+    destination.row[b.KV_HELD] += held
+    world.join(request, destination)
+    free(world, source, held)

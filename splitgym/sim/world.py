@@ -1,0 +1,177 @@
+"""The state of a run, which the parts of the reference engine share."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import simpy
+
+from splitgym.sim import books as b
+from splitgym.sim.books import Books
+from splitgym.sim.clock import MACHINE_START, Clock
+from splitgym.sim.cluster import Scenario
+from splitgym.sim.decoding import Decodes
+from splitgym.sim.ledger import Ledger
+from splitgym.sim.recorder import Recorder
+from splitgym.sim.rows import FAILED, IN_FLIGHT, RequestRows
+from splitgym.view import DRAINING, LIFECYCLES, PROMPT, READY, ROLES, TOKEN
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True, eq=False)
+class SimMachine:
+    """A machine as it is now."""
+
+    index: int
+    law: FloatArray  # (LAW_SIZE,)
+    row: FloatArray  # its row of the books
+    kv_capacity_tokens: int
+    link_bytes_per_s: float
+    prompt_power_w: float  # above idle
+    decode_power_w: float  # above idle
+    restarts: bool  # whether giving up a phase takes it out of service
+    queue: deque[int] = field(default_factory=deque)  # prompts waiting
+    decodes: Decodes = field(default_factory=Decodes)
+    joining: list[int] = field(default_factory=list)  # decodes that join at the next boundary
+    inbox: deque[int] = field(default_factory=deque)  # caches waiting for room here
+    blocked: dict[int, SimMachine] = field(default_factory=dict)  # machines whose next prompt waits for room here
+    kv_used_tokens: int = 0
+    outgoing: int = 0  # caches kept here until they are sent
+    lost_phases: tuple[int, ...] = ()  # what must be over before a role change
+    running_prompts: int = 0
+    busy: bool = False
+    largest: tuple[int, int, int] = (0, 0, 0)  # batch tokens with prompts, decodes, their context, of any iteration
+    wake: simpy.Event | None = None  # set while idle
+
+    @property
+    def free_tokens(self) -> int:
+        """KV memory not reserved."""
+        return self.kv_capacity_tokens - self.kv_used_tokens
+
+    @property
+    def role_name(self) -> str:
+        """``prompt``, ``token`` or ``mixed``."""
+        return ROLES[int(self.row[b.ROLE])]
+
+    @property
+    def lifecycle_name(self) -> str:
+        """``ready``, ``draining``, ``switching`` or ``down``."""
+        return LIFECYCLES[int(self.row[b.LIFECYCLE])]
+
+    @property
+    def admits(self) -> bool:
+        """Whether it takes in new work. One about to restart, its old phase over, only finishes what it holds."""
+        if self.row[b.LIFECYCLE] == DRAINING:
+            return not self.restarts or not self.lost_work_is_done
+        return bool(self.row[b.LIFECYCLE] == READY)
+
+    @property
+    def lost_work_is_done(self) -> bool:
+        """Whether nothing of the phases it gives up is left."""
+        row = self.row
+        prompts = PROMPT in self.lost_phases and (row[b.PENDING_PROMPTS] > 0 or self.outgoing > 0)
+        tokens = TOKEN in self.lost_phases and row[b.DECODES] + row[b.COMING] > 0
+        return not prompts and not tokens
+
+
+class Outcome:
+    """What has happened to each request so far."""
+
+    def __init__(self, count: int) -> None:
+        self.prompt_machine = [-1] * count
+        self.token_machine = [-1] * count
+        self.prompt_start_s = [np.nan] * count
+        self.first_token_s = [np.nan] * count
+        self.transfer_end_s = [np.nan] * count
+        self.finish_s = [np.nan] * count
+        self.tbt_max_s = [np.nan] * count
+        self.status = [IN_FLIGHT] * count
+
+
+class World:
+    """Clock, books and machines of one run, and its requests as plain lists."""
+
+    def __init__(self, scenario: Scenario, *, record: bool) -> None:
+        cluster, requests = scenario.cluster, scenario.requests
+        self.cluster = cluster
+        self.requests = requests
+        self.clock = Clock()
+        self.books = Books(cluster)
+        self.ledger = Ledger(cluster, requests)
+        self.recorder = Recorder() if record else None
+        self.layerwise = cluster.transfer.mode == "layerwise"
+        self.arrival_s: list[float] = requests.arrival_s.tolist()
+        self.prompt_tokens: list[int] = requests.prompt_tokens.tolist()
+        self.output_tokens: list[int] = requests.output_tokens.tolist()
+        self.whole_tokens: list[int] = (requests.prompt_tokens + requests.output_tokens).tolist()
+        self.predicted: list[float] = requests.predicted_output_tokens.tolist()
+        self.prompt_work_s = [0.0] * len(requests)  # its prompt phase alone, on its prompt machine
+        self.outcome = Outcome(len(requests))
+        self.machines = [
+            SimMachine(
+                index,
+                self.books.laws[index],
+                self.books.rows[index],
+                machine.profile.kv_capacity_tokens,
+                machine.profile.link_bytes_per_s,
+                machine.profile.prompt_power_w - machine.profile.idle_power_w,
+                machine.profile.decode_power_w - machine.profile.idle_power_w,
+                cluster.switch_s > 0,
+            )
+            for index, machine in enumerate(cluster.machines)
+        ]
+        self.draining: dict[int, SimMachine] = {}
+
+    def log(self, kind: str, machine: int, request: int) -> None:
+        """Add a line to the event log, where one is kept."""
+        if self.recorder is not None:
+            self.recorder.event(self.clock.now, kind, machine, request)
+
+    def fail(self, request: int) -> None:
+        """The request fits nowhere."""
+        self.outcome.status[request] = FAILED
+        self.log("failed", -1, request)
+
+    def make_runnable(self, machine: SimMachine) -> None:
+        """Let an idle machine form a batch once everything of this instant has happened."""
+        if machine.wake is not None:
+            self.clock.trigger(machine.wake, self.clock.now, MACHINE_START, machine.index)
+            machine.wake = None
+
+    def join(self, request: int, machine: SimMachine) -> None:
+        """The cache is here: a place in the batch from the next iteration on."""
+        machine.row[b.RUNNING] += 1
+        machine.joining.append(request)
+        self.make_runnable(machine)
+
+    def is_sent(self, request: int) -> bool:
+        """Whether its cache goes from one machine to another."""
+        outcome = self.outcome
+        return self.output_tokens[request] > 1 and outcome.prompt_machine[request] != outcome.token_machine[request]
+
+    def need_here(self, machine: SimMachine, request: int) -> int:
+        """KV tokens a request takes on its prompt machine: all of it where its token phase follows there."""
+        follows = self.outcome.token_machine[request] == machine.index
+        return self.whole_tokens[request] if follows else self.prompt_tokens[request] + 1
+
+    def rows(self, end_s: float) -> RequestRows:
+        """One row for each request that has arrived."""
+        arrived, outcome = self.ledger.arrived, self.outcome
+        return RequestRows(
+            arrival_s=self.requests.arrival_s[:arrived],
+            prompt_tokens=self.requests.prompt_tokens[:arrived],
+            output_tokens=self.requests.output_tokens[:arrived],
+            prompt_machine=np.array(outcome.prompt_machine[:arrived], np.int64),
+            token_machine=np.array(outcome.token_machine[:arrived], np.int64),
+            prompt_start_s=np.array(outcome.prompt_start_s[:arrived]),
+            first_token_s=np.array(outcome.first_token_s[:arrived]),
+            transfer_end_s=np.array(outcome.transfer_end_s[:arrived]),
+            finish_s=np.array(outcome.finish_s[:arrived]),
+            tbt_max_s=np.array(outcome.tbt_max_s[:arrived]),
+            status=np.array(outcome.status[:arrived], np.int64),
+            end_s=end_s,
+        )

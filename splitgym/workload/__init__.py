@@ -1,0 +1,36 @@
+"""What arrives: traces, arrival processes and token-length distributions."""
+
+from splitgym.workload.base import Workload
+from splitgym.workload.config import (
+    MixturePart,
+    MixtureWorkload,
+    Phase,
+    ShiftWorkload,
+    SyntheticWorkload,
+    TraceWorkload,
+    WorkloadConfig,
+)
+from splitgym.workload.lengths import TabulatedLengths
+from splitgym.workload.prediction import OutputPredictor, predict_output
+from splitgym.workload.requests import Requests
+from splitgym.workload.shipped import list_traces, shipped_workload
+from splitgym.workload.traces import read_trace, write_trace
+
+__all__ = [
+    "MixturePart",
+    "MixtureWorkload",
+    "OutputPredictor",
+    "Phase",
+    "Requests",
+    "ShiftWorkload",
+    "SyntheticWorkload",
+    "TabulatedLengths",
+    "TraceWorkload",
+    "Workload",
+    "WorkloadConfig",
+    "list_traces",
+    "predict_output",
+    "read_trace",
+    "shipped_workload",
+    "write_trace",
+]
