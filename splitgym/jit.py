@@ -21,7 +21,8 @@ import numba
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _NUMBA_CONFIG: Any = numba.config  # its attributes come from the environment, which types cannot see
 _PACKAGE = Path(__file__).parent
-_COMPILED_FOLDERS = ("hardware", "sim", "policies", "envs")
+_SOURCES = ("jit.py", "features.py", "view.py", "hardware", "sim", "policies", "envs")
+"""Files and folders with compiled code, or with columns that compiled code has taken in as constants."""
 
 
 def njit(function: _Function) -> _Function:
@@ -32,9 +33,7 @@ def njit(function: _Function) -> _Function:
     """
     folder = _cache_folder()
     before = _NUMBA_CONFIG.CACHE_DIR
-    _NUMBA_CONFIG.CACHE_DIR = str(
-        folder or ""
-    )  # numba picks the folder when it decorates; other packages keep theirs
+    _NUMBA_CONFIG.CACHE_DIR = str(folder or "")  # numba picks the folder when it decorates; other packages keep theirs
     try:
         decorate: Any = numba.njit(cache=folder is not None)
         compiled: _Function = decorate(function)
@@ -46,10 +45,9 @@ def njit(function: _Function) -> _Function:
 def sources_digest() -> str:
     """A hash of the sources that hold compiled code: 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    paths = [Path(__file__)]
-    for name in _COMPILED_FOLDERS:
-        paths += sorted((_PACKAGE / name).rglob("*.py"))
-    for path in paths:
+    for path in sorted(path for name in _SOURCES for path in [_PACKAGE / name, *(_PACKAGE / name).rglob("*.py")]):
+        if path.is_dir():
+            continue
         digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -1,0 +1,150 @@
+"""What the compiled policies share: columns, draws, and the choice of a machine.
+
+A built-in heuristic is one compiled function, its *kernel*, over plain arrays, so that an engine compiled as
+a whole can call it without Python. All have one signature::
+
+    kernel(kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state,
+    roles_out)
+        -> (prompt machine, token machine)
+
+The first eight are the fields of a `ClusterView`. ``params`` (P,) float64 are the policy's numbers in the
+order of its declaration, ``state`` float64 is its memory (`new_state`), ``roles_out`` (num_machines,) int64
+comes filled with -1 and takes the new roles. Ties go to the lowest index; -1 stands for no machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.features import CLUSTER_COLUMN, MACHINE_COLUMN, REQUEST_COLUMN
+from splitgym.jit import njit
+from splitgym.randomness import Streams
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+READY_FLAG = MACHINE_COLUMN["ready"]
+DRAINING_FLAG = MACHINE_COLUMN["draining"]
+SWITCHING_FLAG = MACHINE_COLUMN["switching"]
+DOWN_FLAG = MACHINE_COLUMN["down"]
+ROLE_FLAGS = MACHINE_COLUMN["role_prompt"]  # prompt, token, mixed side by side
+KV_CAPACITY = MACHINE_COLUMN["kv_capacity_tokens"]
+PROMPT_RATE = MACHINE_COLUMN["prompt_tokens_per_s"]
+DECODE_ITERATION_S = MACHINE_COLUMN["decode_iteration_s"]
+PENDING_PROMPTS = MACHINE_COLUMN["pending_prompts"]
+PENDING_TOKENS = MACHINE_COLUMN["pending_prompt_tokens"]
+PENDING_S = MACHINE_COLUMN["pending_prompt_s"]
+DECODES = MACHINE_COLUMN["decodes"]
+COMING = MACHINE_COLUMN["coming_decodes"]
+REMAINING = MACHINE_COLUMN["remaining_output_tokens"]
+BOOKED_KV = MACHINE_COLUMN["booked_kv_tokens"]
+WAITING = MACHINE_COLUMN["waiting_requests"]
+PROMPT_S = MACHINE_COLUMN["prompt_s"]
+TTFT_S = MACHINE_COLUMN["predicted_ttft_s"]
+TBT_S = MACHINE_COLUMN["predicted_tbt_s"]
+TRANSFER_S = MACHINE_COLUMN["transfer_s"]
+
+PROMPT_TOKENS = REQUEST_COLUMN["prompt_tokens"]
+OUTPUT_TOKENS = REQUEST_COLUMN["predicted_output_tokens"]
+BASELINE_TTFT_S = REQUEST_COLUMN["baseline_ttft_s"]
+BASELINE_TBT_S = REQUEST_COLUMN["baseline_tbt_s"]
+
+PROMPT_TOKEN_RATE = CLUSTER_COLUMN["prompt_token_rate"]
+OUTPUT_TOKEN_RATE = CLUSTER_COLUMN["output_token_rate"]
+SWITCH_S = CLUSTER_COLUMN["switch_s"]
+
+# A state: the key of the draws, how many were made, eight numbers of the policy's own, the machines' homes.
+KEY, COUNTER, OWN = 0, 1, 2
+HOMES = OWN + 8
+
+
+def new_state(roles: list[int], seed: int, name: str) -> FloatArray:
+    """The state (HOMES + num_machines,) of policy ``name`` before a run of machines in ``roles``."""
+    state = np.zeros(HOMES + len(roles))
+    state[KEY] = Streams(seed).key(f"policy {name}") >> 11  # 53 bits: exact as float64
+    state[HOMES:] = roles
+    return state
+
+
+@njit
+def hashed_uniform(key: int, index: int, counter: int) -> float:
+    """`splitgym.randomness.hashed_uniform`, compiled."""
+    z = (
+        np.uint64(key)
+        + np.uint64(index) * np.uint64(0x9E3779B97F4A7C15)
+        + np.uint64(counter) * np.uint64(0xD1B54A32D192ED03)
+    )
+    for _ in range(2):
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return float(z >> np.uint64(11)) * 2.0**-53
+
+
+@njit
+def draw(state: FloatArray) -> float:
+    """The next number in [0, 1)."""
+    state[COUNTER] += 1.0
+    return hashed_uniform(int(state[KEY]), 0, int(state[COUNTER]))
+
+
+@njit
+def pick(state: FloatArray, mask: BoolArray, but: int) -> int:
+    """A uniformly drawn machine of ``mask``, not ``but`` unless there is no other; -1 if there is none."""
+    others = 0
+    for m in range(len(mask)):
+        if mask[m] and m != but:
+            others += 1
+    if others == 0:
+        return but if but >= 0 and mask[but] else -1
+    left = min(int(draw(state) * others), others - 1)
+    for m in range(len(mask)):
+        if mask[m] and m != but:
+            if left == 0:
+                return m
+            left -= 1
+    return -1
+
+
+@njit
+def least(score: FloatArray, mask: BoolArray) -> int:
+    """The machine of ``mask`` with the least score; -1 if there is none."""
+    best = -1
+    for m in range(len(mask)):
+        if mask[m] and (best < 0 or score[m] < score[best]):
+            best = m
+    return best
+
+
+@njit
+def pending_tokens(machines: FloatArray) -> FloatArray:
+    """(num_machines,) prompt tokens waiting, and one for each decode here or coming."""
+    return machines[:, PENDING_TOKENS] + machines[:, DECODES] + machines[:, COMING]
+
+
+@njit
+def stay_or_fewest_decodes(prompt_machine: int, machines: FloatArray, token_mask: BoolArray) -> int:
+    """``prompt_machine`` if it may decode, too (nothing to send), else the machine with fewest decodes."""
+    if prompt_machine >= 0 and token_mask[prompt_machine]:
+        return prompt_machine
+    return least(machines[:, DECODES] + machines[:, COMING], token_mask)
+
+
+@njit
+def role_of(machine_row: FloatArray) -> int:
+    """The role of one machine's features."""
+    for role in range(3):
+        if machine_row[ROLE_FLAGS + role] > 0.0:
+            return role
+    return -1
+
+
+@njit
+def mask_of_role(machines: FloatArray, role: int, mask: BoolArray) -> BoolArray:
+    """(num_machines,) where ``mask`` holds and the machine is in ``role``."""
+    found = np.zeros(len(mask), np.bool_)
+    for m in range(len(mask)):
+        found[m] = mask[m] and machines[m, ROLE_FLAGS + role] > 0.0
+    return found
