@@ -1,0 +1,136 @@
+"""``splitgym simulate``: one run of one policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from splitgym.cli.output import figure, output_folder, print_json, wide_console, write_json
+from splitgym.errors import SplitgymError, did_you_mean
+
+if TYPE_CHECKING:
+    from splitgym.cards import Card
+    from splitgym.sim.cluster import Scenario
+    from splitgym.sim.ledger import Meters
+    from splitgym.sim.recorder import Recorder
+    from splitgym.sim.rows import RequestRows
+
+SETTINGS = ("calibrated", "published")
+
+
+def simulate(
+    card: Annotated[str, typer.Argument(metavar="CARD", help="A shipped card's name, or a card's path.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
+    policy: Annotated[
+        str | None, typer.Option(help="Who decides: a name, ROUTING+POOL, FILE.py:CLASS, a trained run.")
+    ] = None,
+    machines: Annotated[str | None, typer.Option(help="Other machines: prompt=25:h100-80gb,token=15:h100-80gb")] = None,
+    model: Annotated[str | None, typer.Option(help="Another model, llama2-70b for example.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What arrives; the run lasts until all is done.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests per second on average.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    setting: Annotated[
+        str, typer.Option(help="calibrated, or published: the Splitwise simulator, exactly.")
+    ] = "calibrated",
+    engine: Annotated[str, typer.Option(help="Which engine.")] = "reference",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of a table.")] = False,
+) -> None:
+    """Run a policy on a card; write summary.json, requests.parquet and timeline.json into DIR."""
+    from splitgym.cards import load_card
+    from splitgym.metrics import summary
+    from splitgym.sim.run import ENGINES
+    from splitgym.sim.timeline import machine_names, timeline, write_timeline
+    from splitgym.workload import read_trace
+
+    if setting not in SETTINGS:
+        raise SplitgymError(f"--setting: unknown {setting!r}{did_you_mean(setting, SETTINGS)}")
+    if engine not in ENGINES:
+        raise SplitgymError(f"--engine: unknown {engine!r}{did_you_mean(engine, ENGINES)}")
+    loaded = load_card(card)
+    requests = None if trace is None else read_trace(trace)
+    scenario = loaded.scenario(seed, requests=requests, rate_rps=rate, machines=machines, model=model)
+    chosen = policy or loaded.defaults.other
+    with output_folder(out) as folder:
+        started_s = perf_counter()
+        if setting == "published":
+            rows, meters, recorder = _published(loaded, scenario, chosen)
+        else:
+            rows, meters, recorder = _calibrated(scenario, chosen, engine)
+        results = summary(rows, scenario, meters) | {"wall_s": perf_counter() - started_s}
+        write_json(results, folder / "summary.json")
+        rows.write_parquet(folder / "requests.parquet")
+        names = machine_names(scenario.cluster)
+        write_timeline(timeline(recorder, rows, names), folder / "timeline.json")
+    for note in _extrapolations(scenario):
+        Console(stderr=True).print(f"note: {note}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json(results)
+    else:
+        _print_summary(results, f"{loaded.name}, {chosen}, seed {seed}", out)
+
+
+def _calibrated(scenario: Scenario, policy: str, engine: str) -> tuple[RequestRows, Meters, Recorder | None]:
+    from splitgym.policies import make_policy
+    from splitgym.sim.run import run
+
+    result = run(scenario, make_policy(policy), engine=engine, record=True)
+    return result.rows, result.meters, result.recorder
+
+
+def _published(card: Card, scenario: Scenario, policy: str) -> tuple[RequestRows, None, None]:
+    from splitgym.sim.published import PublishedMachine, simulate_published
+
+    if card.cluster.tensor_parallel != 8:
+        group = card.cluster.tensor_parallel
+        raise SplitgymError(f"--setting published: {card.name} has tensor_parallel {group}; it knows only 8")
+    cluster = scenario.cluster
+    machines = [PublishedMachine(machine.role_name, machine.profile.hardware) for machine in cluster.machines]
+    return simulate_published(machines, cluster.model.name, scenario.requests, policy), None, None
+
+
+def _extrapolations(scenario: Scenario) -> list[str]:
+    """Where prompts are longer than those that were measured."""
+    if not len(scenario.requests):
+        return []
+    longest = int(scenario.requests.prompt_tokens.max())
+    measured = {m.profile.name: m.profile.valid_range.prompt_tokens[1] for m in scenario.cluster.machines}
+    return [
+        f"prompts of up to {longest} tokens; {name} was measured up to {most}, beyond that it extrapolates"
+        for name, most in measured.items()
+        if longest > most
+    ]
+
+
+def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in ("", "mean", "p50", "p90", "p99"):
+        table.add_column(name, justify="right" if name else "left")
+    slo = results["slo"]
+    for name in ("ttft", "tbt", "e2e"):
+        table.add_row(f"{name.upper()} (s)", *map(figure, results[f"{name}_s"].values()))
+    table.add_section()
+    for name in ("ttft", "tbt", "e2e"):
+        cells = []
+        for statistic, value in results["slowdown"][name].items():
+            met = slo.get(f"{name}_{statistic}", True)
+            cells.append(figure(value) if met else f"[red]{figure(value)} ✗[/red]")
+        table.add_row(f"{name.upper()} slowdown", *cells)
+    console = wide_console()
+    console.print(table)
+    requests = results["requests"]
+    others = ", ".join(f"{requests[name]} {name.replace('_', ' ')}" for name in ("failed", "abandoned", "in_flight"))
+    console.print(f"{requests['arrived']} requests: {requests['completed']} completed, {others}", highlight=False)
+    kept = sum(bool(value) for name, value in slo.items() if name != "met")
+    console.print(
+        f"{kept} of 9 SLOs hold; goodput {figure(results['goodput_rps'])} requests/s; "
+        f"energy {figure(results['energy_kwh'])} kWh; cost ${figure(results['cost_usd'])}",
+        highlight=False,
+    )
+    console.print(f"{results['wall_s']:.2f} s of computing; results in {out}", highlight=False, soft_wrap=True)

@@ -1,0 +1,276 @@
+"""Cards: what they say, what is said of their mistakes, and that they tell policies apart."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from splitgym.cards import Card, list_cards, load_card
+from splitgym.errors import SplitgymError
+from splitgym.metrics import scorecard
+from splitgym.policies import make_policy
+from splitgym.sim.run import run
+from splitgym.workload import Requests
+
+NEEDED = {"Toy", "Quickstart", "SplitwiseHH", "SplitwiseHA", "SplitwiseAA", "SplitwiseHHcap", "Shift", "Burst"}
+
+GOOD = {
+    "description": "description: a card\n",
+    "cluster": "cluster: {model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}]}\n",
+    "workload": "workload: {source: synthetic, arrivals: poisson, lengths: azure-coding, rate_rps: 2}\n",
+    "episode": "episode: {horizon_s: 20}\n",
+}
+
+
+def write_card(folder: Path, **parts: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text("".join((GOOD | {name: f"{name}: {text}\n" for name, text in parts.items()}).values()))
+    return path
+
+
+def mistakes(name_or_path: Path | str) -> list[str]:
+    with pytest.raises(SplitgymError) as caught:
+        load_card(name_or_path).scenario(0)
+    return str(caught.value).splitlines()
+
+
+# --- what ships --------------------------------------------------------------------------------------------------
+
+
+def test_the_cards_that_ship() -> None:
+    assert set(list_cards()) >= NEEDED
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_every_card_makes_a_scenario(name: str) -> None:
+    card = load_card(name.lower())
+    assert card.name == name
+    assert "\n" not in card.description
+    scenario = card.scenario(3)
+    counted = scenario.requests.arrival_s >= scenario.warmup_s
+    assert counted.any()
+    if card.episode.arrivals is not None:
+        assert counted.sum() == card.episode.arrivals
+        assert scenario.horizon_s == scenario.requests.arrival_s[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("SplitwiseHH", ["25 prompt h100-80gb", "15 token h100-80gb"]),
+        ("SplitwiseHA", ["25 prompt h100-80gb", "26 token a100-80gb"]),
+        ("SplitwiseAA", ["45 prompt a100-80gb", "25 token a100-80gb"]),
+        ("SplitwiseHHcap", ["25 prompt h100-80gb", "21 token h100-80gb-pcap"]),
+    ],
+)
+def test_the_papers_clusters(name: str, groups: list[str]) -> None:
+    card = load_card(name)
+    assert [f"{group.count} {group.role} {group.hardware}" for group in card.cluster.machines] == groups
+
+
+# --- scenarios ---------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_requests_other_split_others() -> None:
+    card = load_card("Quickstart")
+    first, again, other = card.scenario(5), card.scenario(5), card.scenario(5, "train")
+    np.testing.assert_array_equal(first.requests.arrival_s, again.requests.arrival_s)
+    assert first.seed == again.seed != other.seed
+    assert not np.array_equal(first.requests.prompt_tokens[:100], other.requests.prompt_tokens[:100])
+
+
+def test_a_trace_has_no_warm_up_and_no_horizon() -> None:
+    requests = Requests(np.array([0.0, 1.0, 3.0]), np.array([5, 6, 7]), np.array([1, 2, 3]), np.array([1.0, 2.0, 3.0]))
+    scenario = load_card("Quickstart").scenario(0, requests=requests)
+    assert (scenario.warmup_s, scenario.horizon_s) == (0.0, float("inf"))
+    faster = load_card("Quickstart").scenario(0, requests=requests, rate_rps=2.0)
+    np.testing.assert_allclose(faster.requests.arrival_s, [0.0, 1 / 3, 1.0])  # two gaps in a second
+
+
+def test_rate_and_horizon_in_place_of_the_cards() -> None:
+    card = load_card("SplitwiseHH")
+    scenario = card.scenario(0, rate_rps=10.0, horizon_s=60.0)
+    assert scenario.horizon_s == 60.0
+    assert len(scenario.requests) == pytest.approx(600, rel=0.4)  # conversation's rate swings within an episode
+    for change in ({"rate_rps": 0.0}, {"rate_rps": -1.0}, {"horizon_s": 20.0}, {"horizon_s": float("nan")}):
+        with pytest.raises(SplitgymError, match=r"rate|horizon"):
+            card.scenario(0, **change)
+
+
+def test_other_machines_are_numbered_in_order() -> None:
+    machines = load_card("Toy").build_cluster("prompt=2:a100-80gb, token=1:h100-80gb,prompt=1:h100-80gb").machines
+    assert [(m.role_name, m.profile.hardware) for m in machines] == [
+        ("prompt", "a100-80gb"),
+        ("prompt", "a100-80gb"),
+        ("token", "h100-80gb"),
+        ("prompt", "h100-80gb"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("machines", "line"),
+    [
+        ("", "--machines '': no machines; give at least one"),
+        ("prompt=0:h100-80gb,token=1:h100-80gb", "'0' machines; give a whole number from 1 to 10000"),
+        ("prompt=2.5:h100-80gb", "'2.5' machines"),
+        ("prompt=1:h100-80gb", "no machine serves the token phase; add one of role token or mixed"),
+        ("promt=1:h100-80gb", "unknown role 'promt'; did you mean 'prompt'?"),
+        ("mixed=1:h1OO-80gb", "unknown 'h1OO-80gb'; did you mean 'h100-80gb'?"),
+        ("mixed", "not ROLE=COUNT:HARDWARE"),
+    ],
+)
+def test_machines_that_cannot_be_had(machines: str, line: str) -> None:
+    with pytest.raises(SplitgymError) as caught:
+        load_card("Toy").scenario(0, machines=machines)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_cards_survive_pickling() -> None:
+    card = load_card("Toy")
+    again = pickle.loads(pickle.dumps(card))
+    assert again == card
+    assert (again.name, again.folder) == (card.name, card.folder)
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "expected"),
+    [
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: prompt, hardware: h100-80gb}, {role: token, hardware: h1OO-80gb}]}",
+            "cluster.machines[1].hardware: unknown 'h1OO-80gb'; did you mean 'h100-80gb'?",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: promt, hardware: h100-80gb}]}",
+            "cluster.machines[0].role: unknown 'promt'; did you mean 'prompt'?",
+        ),
+        ("cluster", "{model: llama2-70b, machines: []}", "cluster.machines: no machines; give at least one"),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: token, hardware: h100-80gb}]}",
+            "cluster.machines: no machine serves the prompt phase; add one of role prompt or mixed",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb, count: 0}]}",
+            "cluster.machines[0].count: input should be greater than or equal to 1, not 0",
+        ),
+        (
+            "cluster",
+            "{model: lama2-70b, machines: [{role: mixed, hardware: h100-80gb}]}",
+            "cluster.model: unknown 'lama2-70b'; did you mean 'llama2-70b'?",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machnes: [], machines: [{role: mixed, hardware: h100-80gb}]}",
+            "cluster: unknown 'machnes'; did you mean 'machines'?",
+        ),
+        ("workload", "{source: syntetic}", "workload.source: unknown 'syntetic'; did you mean 'synthetic'?"),
+        (
+            "workload",
+            "{source: synthetic, arrivals: poisson, lengths: azure-coding, rate_rp: 2}",
+            "workload: unknown 'rate_rp'; did you mean 'rate_rps'?",
+        ),
+        (
+            "workload",
+            "{source: synthetic, arrivals: poisson, lengths: azure-coding}",
+            "workload.rate_rps: missing for poisson arrivals; say how many requests arrive per second",
+        ),
+        ("episode", "{horizon_s: long}", "episode.horizon_s: input should be a valid number"),
+        ("episode", "{horizon_s: 5, arrivals: 5}", "episode: give either horizon_s or arrivals"),
+        ("slo", "{ttft: [3, 2, 1]}", "slo.ttft: [3.0, 2.0, 1.0] decrease"),
+        ("defaults", "{other: splitwize}", "defaults.other: unknown policy 'splitwize'; did you mean 'splitwise'?"),
+        ("defaults", "{kind: rooting}", "defaults.kind: unknown 'rooting'; did you mean 'routing'?"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_place_value_and_mend(
+    tmp_path: Path, part: str, text: str, expected: str
+) -> None:
+    path = write_card(tmp_path, **{part: text})
+    lines = mistakes(path)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{path}: {expected}")
+
+
+def test_several_mistakes_are_several_lines(tmp_path: Path) -> None:
+    path = write_card(tmp_path, cluster="{model: lama}", episode="{horizon_s: -1}", epsiode="{}")
+    assert [line.removeprefix(f"{path}: ") for line in mistakes(path)] == [
+        "cluster.model: unknown 'lama'; one of: bloom-176b, llama2-70b",
+        "cluster.machines: missing; add it",
+        "episode.horizon_s: input should be greater than 0, not -1",
+        "unknown 'epsiode'; did you mean 'episode'?",
+    ]
+
+
+def test_files_that_are_no_cards(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("cluster: [1\nepisode: 2\n")
+    assert mistakes(broken) == [f"{broken}: line 2: not YAML: expected ',' or ']', but got ':'; mend it there"]
+    empty = tmp_path / "empty.yaml"
+    empty.touch()
+    assert mistakes(empty) == [f"{empty}: no named fields in it; see a shipped card for an example"]
+    assert mistakes(tmp_path / "none.yaml") == [f"{tmp_path / 'none.yaml'}: no such file; check the path"]
+    assert mistakes(tmp_path) == [f"{tmp_path}: a folder; name a YAML file in it"]
+    assert mistakes("quikstart") == ["no card 'quikstart'; did you mean 'Quickstart'?"]
+
+
+def test_a_missing_trace_is_named_with_its_card(tmp_path: Path) -> None:
+    path = write_card(tmp_path, workload="{source: trace, path: none.csv}")
+    assert mistakes(path) == [f"{path}: {tmp_path / 'none.csv'}: no such trace file; check the path"]
+
+
+# --- telling policies apart --------------------------------------------------------------------------------------
+
+BEST = {
+    "Toy": "lmetric",
+    "Quickstart": "lmetric",
+    "Burst": "lmetric",
+    "SplitwiseHH": "splitwise-tuned",
+    "SplitwiseHA": "splitwise-tuned",
+    "SplitwiseAA": "splitwise-tuned",
+    "SplitwiseHHcap": "splitwise-tuned",
+    "Shift": "lmetric+mixed-pool",
+}
+"""A heuristic that did best on validation seeds, or nearly."""
+
+
+def slowdown(card: Card, policy: str, seed: int, split: str) -> float:
+    scenario = card.scenario(seed, split)
+    warmup = card.defaults.warmup_policy
+    warmup_policy = make_policy(warmup) if warmup else None
+    result = run(scenario, make_policy(policy), warmup_policy=warmup_policy)
+    return scorecard(result.rows, scenario, result.meters)["slowdown"]
+
+
+def interval(card: Card, policy: str, seeds: int) -> tuple[float, float]:
+    """95 % of the paired difference round-robin − policy, by bootstrap over test seeds (differences are skewed)."""
+    pairs = [[slowdown(card, name, seed, "test") for name in ("round-robin", policy)] for seed in range(seeds)]
+    differences = np.subtract(*np.array(pairs).T)
+    resamples = np.random.default_rng(0).integers(seeds, size=(10_000, seeds))
+    low, high = np.quantile(differences[resamples].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_a_good_heuristic_beats_round_robin(name: str) -> None:
+    low, _ = interval(load_card(name), BEST[name], seeds={"Toy": 1, "Quickstart": 8, "Burst": 8}.get(name, 4))
+    assert low > 0
+
+
+@pytest.mark.thousand
+@pytest.mark.parametrize("name", [name for name in list_cards() if name != "Toy"])
+def test_the_best_heuristic_beats_round_robin(name: str) -> None:
+    card = load_card(name)
+    candidates = ["jsq-tokens", "least-ttft", "lmetric", "least-e2e", "splitwise", "splitwise-tuned"]
+    candidates += ["lmetric+mixed-pool", "lmetric+proportional"]
+    best = min(candidates, key=lambda policy: np.mean([slowdown(card, policy, seed, "val") for seed in range(10)]))
+    low, _ = interval(card, best, seeds=20)
+    assert low > 0
