@@ -34,8 +34,8 @@ from splitgym.policies import make_policy
 from splitgym.randomness import Streams
 from splitgym.shipped import shipped_folder
 from splitgym.sim.cluster import Batching, Cluster, Scenario, Slo, Transfer
-from splitgym.validation import read_model
 from splitgym.workload import Requests, WorkloadConfig
+from splitgym.yaml_file import read_model
 
 KINDS = ("routing", "repurposing", "joint")
 Kind = Literal["routing", "repurposing", "joint"]

@@ -216,7 +216,7 @@ def test_files_that_are_no_cards(tmp_path: Path) -> None:
     assert mistakes(broken) == [f"{broken}: line 2: not YAML: expected ',' or ']', but got ':'; mend it there"]
     empty = tmp_path / "empty.yaml"
     empty.touch()
-    assert mistakes(empty) == [f"{empty}: no named fields in it; see a shipped card for an example"]
+    assert mistakes(empty) == [f"{empty}: no named fields in it; see a shipped file for an example"]
     assert mistakes(tmp_path / "none.yaml") == [f"{tmp_path / 'none.yaml'}: no such file; check the path"]
     assert mistakes(tmp_path) == [f"{tmp_path}: a folder; name a YAML file in it"]
     assert mistakes("quikstart") == ["no card 'quikstart'; did you mean 'Quickstart'?"]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
-from splitgym.jit import njit
+from splitgym.jit import lean_njit, njit
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -74,14 +74,10 @@ class LatencyLaw:
             if any(left[0] >= right[0] or left[1] > right[1] for left, right in pairwise(points)):
                 raise ValueError(f"{name}: places must increase and times must not decrease")
         if self.mixed_context_s < self.decode_context_s:
-            raise ValueError(
-                "mixed_context_s: below decode_context_s, so that a prompt would shorten an iteration"
-            )
+            raise ValueError("mixed_context_s: below decode_context_s, so that a prompt would shorten an iteration")
         least = least_mixed_decode_s(self.decode_points, self.batch_points, self.per_prompt_s)
         if self.mixed_decode_s < least * (1 - 1e-9):
-            raise ValueError(
-                f"mixed_decode_s: below {least:.7g}, so that a prompt would shorten an iteration"
-            )
+            raise ValueError(f"mixed_decode_s: below {least:.7g}, so that a prompt would shorten an iteration")
 
     def packed(self) -> FloatArray:
         """The law as a row (LAW_SIZE,) for `iteration_s`; those of several machines can be stacked."""
@@ -109,9 +105,7 @@ class LatencyLaw:
         """Time of an iteration of ``decodes`` decodes whose contexts sum to ``context_tokens_total``."""
         return iteration_s(self.packed(), 0, 0, 0, 0, decodes, context_tokens_total)
 
-    def uncontended_s(
-        self, prompt_tokens: IntArray, output_tokens: IntArray
-    ) -> tuple[FloatArray, FloatArray]:
+    def uncontended_s(self, prompt_tokens: IntArray, output_tokens: IntArray) -> tuple[FloatArray, FloatArray]:
         """TTFT and E2E of requests that have a machine to themselves.
 
         TTFT0 = T(prompt); E2E0 = TTFT0 + Σ T(1 decode, context prompt + k) for k = 1 … output − 1, in
@@ -125,9 +119,7 @@ class LatencyLaw:
             TTFT0 and E2E0 in seconds, each (num_requests,).
         """
         prompts, outputs = np.broadcast_arrays(np.atleast_1d(prompt_tokens), np.atleast_1d(output_tokens))
-        return _uncontended_s(
-            self.packed(), prompts.astype(np.int64, order="C"), outputs.astype(np.int64, order="C")
-        )
+        return _uncontended_s(self.packed(), prompts.astype(np.int64, order="C"), outputs.astype(np.int64, order="C"))
 
 
 def least_mixed_decode_s(decode_points: Points, batch_points: Points, per_prompt_s: float) -> float:
@@ -157,7 +149,7 @@ def _last_slope(points: Points) -> float:
     return (right_s - left_s) / (right - left)
 
 
-@njit
+@lean_njit
 def _points_s(law_row: FloatArray, start: int, num_points: int, place: float) -> float:
     places, seconds = law_row[start : start + num_points], law_row[start + MAX_POINTS :]
     if num_points == 1 or place <= places[0]:
@@ -169,7 +161,7 @@ def _points_s(law_row: FloatArray, start: int, num_points: int, place: float) ->
     return float(seconds[right - 1] + slope * (place - places[right - 1]))
 
 
-@njit
+@lean_njit
 def iteration_s(
     law_row: FloatArray,
     prompt_tokens: int,
@@ -208,9 +200,7 @@ def iteration_s(
 
 
 @njit
-def _uncontended_s(
-    law_row: FloatArray, prompts: IntArray, outputs: IntArray
-) -> tuple[FloatArray, FloatArray]:
+def _uncontended_s(law_row: FloatArray, prompts: IntArray, outputs: IntArray) -> tuple[FloatArray, FloatArray]:
     ttft_s = np.empty(prompts.size)
     e2e_s = np.empty(prompts.size)
     for i in range(prompts.size):

@@ -132,9 +132,7 @@ def _fit(
     each = np.eye(num_points)
     neither, largest = np.zeros((num_points, 2)), np.tile([1.0, 0.0], (num_points, 1))
     result = linprog(
-        np.concatenate(
-            [np.zeros(num_variables), np.full(num_points, 1 / num_points), [LARGEST_WEIGHT, EXCESS_WEIGHT]]
-        ),
+        np.concatenate([np.zeros(num_variables), np.full(num_points, 1 / num_points), [LARGEST_WEIGHT, EXCESS_WEIGHT]]),
         A_ub=np.block(
             [
                 [predicted, -each, neither],

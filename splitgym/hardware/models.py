@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from splitgym.errors import SplitgymError, did_you_mean
-from splitgym.hardware.yaml_file import read_yaml
+from splitgym.yaml_file import read_model
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -65,9 +65,7 @@ class Facts:
 
     def model(self, name: str) -> ModelSpec:
         """The model ``name``; the last one, so that a user's facts come before the shipped."""
-        return {model.name: model for model in self.models}[
-            _known("model", name, [m.name for m in self.models])
-        ]
+        return {model.name: model for model in self.models}[_known("model", name, [m.name for m in self.models])]
 
     def machine(self, name: str) -> MachineSpec:
         """The machine ``name``; the last one, so that a user's facts come before the shipped."""
@@ -81,10 +79,10 @@ def load_facts(path: Path | None = None) -> Facts:
     Raises:
         SplitgymError: if the file is missing or malformed.
     """
-    shipped = read_yaml(FACTS_FILE, Facts)
+    shipped = read_model(FACTS_FILE, Facts)
     if path is None:
         return shipped
-    own = read_yaml(path, Facts)
+    own = read_model(path, Facts)
     return Facts(shipped.models + own.models, shipped.machines + own.machines)
 
 
@@ -99,7 +97,5 @@ def model_spec(name: str) -> ModelSpec:
 
 def _known(field: str, name: str, names: list[str]) -> str:
     if name not in names:
-        raise SplitgymError(
-            f"{field}: no facts of {name!r}{did_you_mean(name, names)}; or add them in a facts file"
-        )
+        raise SplitgymError(f"{field}: no facts of {name!r}{did_you_mean(name, names)}; or add them in a facts file")
     return name

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.hardware.latency import LatencyLaw
 from splitgym.hardware.models import Count, ModelSpec, Positive
-from splitgym.hardware.yaml_file import read_yaml, write_yaml
+from splitgym.yaml_file import read_model, write_yaml
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -124,7 +124,7 @@ def load_profile_file(path: Path | str) -> HardwareProfile:
     Raises:
         SplitgymError: if the file is missing or malformed; the message names file, field and mend.
     """
-    return read_yaml(Path(path), HardwareProfile)
+    return read_model(Path(path), HardwareProfile)
 
 
 def list_profiles() -> list[tuple[str, str, int]]:

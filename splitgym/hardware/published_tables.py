@@ -83,9 +83,7 @@ class PublishedModel:
 
 def load_published_models() -> dict[str, PublishedModel]:
     """The shipped tables, by model name."""
-    shipped = yaml.safe_load(
-        resources.files(__package__).joinpath("published_tables.yaml").read_text("utf-8")
-    )
+    shipped = yaml.safe_load(resources.files(__package__).joinpath("published_tables.yaml").read_text("utf-8"))
     models = {}
     for name, facts in shipped["models"].items():
         kv_bytes_per_token = 2 * facts["hidden_size"] * facts["layers"] * facts["bytes_per_element"]

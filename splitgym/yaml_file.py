@@ -1,20 +1,22 @@
-"""YAML read into pydantic models, each mistake told in one line that names file, field, value and mend."""
+"""YAML read into models, each mistake told in one line that names file, field, value and mend; and written back."""
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 import types
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from splitgym.errors import SplitgymError, did_you_mean
 
-_Model = TypeVar("_Model", bound=BaseModel)
+_Model = TypeVar("_Model")
 
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _NOT_ONE_OF = {"literal_error": "expected", "union_tag_invalid": "expected_tags"}
@@ -25,7 +27,7 @@ def read_model(path: Path, shape: type[_Model], *, shown: str | None = None) -> 
 
     Args:
         path: the file.
-        shape: a pydantic model.
+        shape: a pydantic model or a dataclass.
         shown: what messages call the file; its path by default.
 
     Raises:
@@ -35,21 +37,47 @@ def read_model(path: Path, shape: type[_Model], *, shown: str | None = None) -> 
     place = shown or str(path)
     content = _read_yaml(path, place)
     try:
-        return shape.model_validate(content)
+        return TypeAdapter(shape).validate_python(content)
     except ValidationError as error:
         raise SplitgymError("\n".join(f"{place}: {line}" for line in problems(error, shape))) from None
 
 
-def problems(error: ValidationError, shape: type[BaseModel]) -> list[str]:
+def problems(error: ValidationError, shape: type) -> list[str]:
     """One line for each mistake: ``cluster.machines[1].hardware: unknown 'h1OO-80gb'; did you mean …?``."""
     mistakes = error.errors(include_url=False)
-    places = [mistake["loc"] for mistake in mistakes]
+    lines = {mistake["loc"]: _problem(dict(mistake), shape) for mistake in mistakes}
 
     def follows_from_another(mistake: ErrorDetails) -> bool:
-        place = mistake["loc"]  # a tuple is too short when its items are wrong
-        return mistake["type"] == "too_short" and any(o[: len(place)] == place and o != place for o in places)
+        """A tuple is too short when its items are wrong; a field is missing whose name is misspelt beside it."""
+        place = mistake["loc"]
+        if mistake["type"] == "too_short":
+            return any(other[: len(place)] == place and other != place for other in lines)
+        meant = f"did you mean {str(place[-1:] and place[-1])!r}?"
+        beside = (line for other, line in lines.items() if other[:-1] == place[:-1])
+        return mistake["type"].startswith("missing") and any(line.endswith(meant) for line in beside)
 
-    return [_problem(dict(m), shape) for m in mistakes if not follows_from_another(m)]
+    return [lines[mistake["loc"]] for mistake in mistakes if not follows_from_another(mistake)]
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Write the file whole or not at all.
+
+    Raises:
+        SplitgymError: if the file cannot be written.
+    """
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    temporary: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            temporary = Path(file.name)
+            file.write(text)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)  # noqa: PTH105 the word people look for
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise SplitgymError(f"{path}: cannot be written ({reason}); choose a path in a folder you can write") from None
 
 
 def _read_yaml(path: Path, place: str) -> object:
@@ -69,11 +97,11 @@ def _read_yaml(path: Path, place: str) -> object:
         problem = getattr(error, "problem", None) or "cannot be understood"
         raise SplitgymError(f"{place}:{line} not YAML: {problem}; mend it there") from None
     if not isinstance(content, dict):
-        raise SplitgymError(f"{place}: no named fields in it; see a shipped card for an example")
+        raise SplitgymError(f"{place}: no named fields in it; see a shipped file for an example")
     return content
 
 
-def _problem(details: dict[str, Any], shape: type[BaseModel]) -> str:
+def _problem(details: dict[str, Any], shape: type) -> str:
     kind, value = details["type"], details["input"]
     found, candidates = _follow(details["loc"], shape)
     place = _render(found)
