@@ -1,0 +1,59 @@
+"""What a view looks like once role changes are made, without an engine to ask."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.features import CLUSTER_COLUMN, MACHINE_COLUMN
+from splitgym.sim.books import LIFECYCLE, NUM_COLUMNS, ROLE, fill_masks
+from splitgym.view import DRAINING, MIXED, PROMPT, READY, TOKEN, ClusterView
+
+_ROLE, _LIFECYCLE = MACHINE_COLUMN["role_prompt"], MACHINE_COLUMN["ready"]
+_PENDING, _KV_HELD = MACHINE_COLUMN["pending_prompts"], MACHINE_COLUMN["kv_held_tokens"]
+_DECODES, _COMING = MACHINE_COLUMN["decodes"], MACHINE_COLUMN["coming_decodes"]
+_COUNTS = CLUSTER_COLUMN["prompt_machines"]
+
+
+def after_role_changes(view: ClusterView, changes: Sequence[tuple[int, int]]) -> ClusterView:
+    """A copy of ``view`` in which ``changes``, (machine, role) each, are made.
+
+    A machine that gives up a phase is ready at once where that costs nothing and no work of that phase can be there;
+    else it is taken to be draining, for a view does not say whether a cache is still to be sent. The masks permit
+    only what an engine permits, whichever of the two it finds.
+    """
+    machines, cluster = view.machines.copy(), view.cluster.copy()
+    doubtful = np.zeros(len(machines), np.bool_)
+    for machine, role in changes:
+        row = machines[machine]
+        old = int(row[_ROLE : _ROLE + 3].argmax())
+        row[_ROLE : _ROLE + 3] = np.eye(3)[role]
+        cluster[_COUNTS + old] -= 1
+        cluster[_COUNTS + role] += 1
+        lost = [phase for phase in (PROMPT, TOKEN) if old in (phase, MIXED) and role not in (phase, MIXED)]
+        prompts_left = PROMPT in lost and row[_PENDING] + row[_KV_HELD] > 0
+        tokens_left = TOKEN in lost and row[_DECODES] + row[_COMING] > 0
+        doubtful[machine] = prompts_left or tokens_left or (bool(lost) and view.of_cluster("switch_s") > 0)
+        row[_LIFECYCLE : _LIFECYCLE + 4] = np.eye(4)[DRAINING if doubtful[machine] else READY]
+    books = np.zeros((len(machines), NUM_COLUMNS))
+    books[:, ROLE] = machines[:, _ROLE : _ROLE + 3].argmax(axis=1)
+    books[:, LIFECYCLE] = machines[:, _LIFECYCLE : _LIFECYCLE + 4].argmax(axis=1)
+    prompt_mask, token_mask, role_mask = view.prompt_mask.copy(), view.token_mask.copy(), view.role_mask.copy()
+    capacities = machines[:, MACHINE_COLUMN["kv_capacity_tokens"]].copy()
+    fill_masks(books, capacities, int(view.of_request("prompt_tokens")), prompt_mask, token_mask, role_mask)
+    for mask in (prompt_mask, token_mask):
+        _prefer_doubtful(mask, machines[:, _LIFECYCLE] > 0, doubtful)
+    return dataclasses.replace(
+        view, machines=machines, cluster=cluster, prompt_mask=prompt_mask, token_mask=token_mask, role_mask=role_mask
+    )
+
+
+def _prefer_doubtful(
+    mask: npt.NDArray[np.bool_], ready: npt.NDArray[np.bool_], doubtful: npt.NDArray[np.bool_]
+) -> None:
+    """Where no machine is surely ready, one that may be is right in either case."""
+    if (mask & doubtful).any() and not (mask & ready).any():
+        mask &= doubtful
