@@ -29,9 +29,7 @@ SILENCE_S = 5.0  # a longer gap between two requests of the coding trace separat
 WINDOWS_S = np.array([0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 240])
 
 
-def swings(
-    arrival_s: FloatArray, length_s: float, windows_s: FloatArray, correlation_s: list[float]
-) -> list[Any]:
+def swings(arrival_s: FloatArray, length_s: float, windows_s: FloatArray, correlation_s: list[float]) -> list[Any]:
     """Swings with the given correlation times whose counts vary over windows as the measured ones do.
 
     The variance of an Ornstein-Uhlenbeck rate's mean over a window w is v · 2(x − 1 + e^−x)/x², where
@@ -46,9 +44,7 @@ def swings(
     for window_s in windows_s:
         counts = np.histogram(arrival_s, np.arange(0, length_s, window_s))[0]
         measured.append((counts.var() - counts.mean()) / counts.mean() ** 2)
-    basis = np.column_stack(
-        [shape(windows_s, memory_s) - shape(length_s, memory_s) for memory_s in correlation_s]
-    )
+    basis = np.column_stack([shape(windows_s, memory_s) - shape(length_s, memory_s) for memory_s in correlation_s])
     weight = 1 / np.array(measured)
     variances = nnls(basis * weight[:, None], np.array(measured) * weight)[0]
     return [
@@ -69,9 +65,7 @@ def coding_arrivals(arrival_s: FloatArray) -> dict[str, Any]:
     begins, ends = np.r_[0, cuts + 1], np.r_[cuts, len(arrival_s) - 1]
     on_s, off_s = arrival_s[ends] - arrival_s[begins], gaps_s[cuts]
     off_variance = 2 * np.log(off_s.mean() / np.median(off_s))  # of a lognormal with this mean and median
-    joined_s = np.concatenate(
-        [[0.0], np.cumsum(np.where(gaps_s > SILENCE_S, on_s.sum() / len(arrival_s), gaps_s))]
-    )
+    joined_s = np.concatenate([[0.0], np.cumsum(np.where(gaps_s > SILENCE_S, on_s.sum() / len(arrival_s), gaps_s))])
     return {
         "process": "on-off",
         "burst": {"mean_s": round(float(on_s.mean()), 2), "cv": round(float(on_s.std() / on_s.mean()), 3)},
@@ -84,9 +78,7 @@ def coding_arrivals(arrival_s: FloatArray) -> dict[str, Any]:
     }
 
 
-def figures(
-    name: str, file: str, description: str, requests: Requests, arrivals: dict[str, Any]
-) -> dict[str, Any]:
+def figures(name: str, file: str, description: str, requests: Requests, arrivals: dict[str, Any]) -> dict[str, Any]:
     """The content of one file of figures."""
     lengths = TabulatedLengths.fit(requests.prompt_tokens, requests.output_tokens, LEVELS, PROMPT_EDGES)
     return {
@@ -104,9 +96,7 @@ def figures(
 
 def main() -> None:
     """Read both traces, write both files."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the folder with the two CSVs")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write the YAML files to")
     args = parser.parse_args()

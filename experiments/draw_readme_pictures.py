@@ -12,7 +12,7 @@ from splitgym.learn.images import gantt, png
 from splitgym.learn.watch import watch
 from splitgym.policies import make_policy
 
-CARD, POLICY, SEED = "Quickstart", "splitwise-tuned", 0
+CARD, POLICY, SEED = "Quickstart", "splitwise", 0
 WINDOW_S = (100.0, 120.0)
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "gantt.png"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
 from splitgym.hardware import fit_profile, profile_name
 from splitgym.hardware.measurements import read_runs
 
@@ -20,9 +21,7 @@ PROFILES = Path(__file__).resolve().parents[1] / "splitgym" / "hardware" / "prof
 
 def main() -> None:
     """Fit, write, and print the errors."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", type=Path, help="profiled runs")
     parser.add_argument("--out", type=Path, default=PROFILES, help="folder for the profiles")
     args = parser.parse_args()
@@ -40,9 +39,7 @@ def main() -> None:
         )
         error = profile.error
         figures = (error.prompt_mean, error.prompt_max, error.decode_mean, error.decode_max)
-        table.add_row(
-            profile.name, *(f"{100 * figure:.2f}" for figure in figures), f"{profile.kv_capacity_tokens:,}"
-        )
+        table.add_row(profile.name, *(f"{100 * figure:.2f}" for figure in figures), f"{profile.kv_capacity_tokens:,}")
     Console().print(table)
 
 

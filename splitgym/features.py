@@ -90,3 +90,21 @@ NUM_CLUSTER_FEATURES = len(CLUSTER_FEATURES)
 MACHINE_COLUMN = {feature.name: column for column, feature in enumerate(MACHINE_FEATURES)}
 REQUEST_COLUMN = {feature.name: column for column, feature in enumerate(REQUEST_FEATURES)}
 CLUSTER_COLUMN = {feature.name: column for column, feature in enumerate(CLUSTER_FEATURES)}
+
+
+def feature_table() -> str:
+    """The features as Markdown, for docs/environments.md."""
+    lines = []
+    groups = (
+        ("machines", MACHINE_FEATURES),
+        ("request", REQUEST_FEATURES),
+        ("cluster", CLUSTER_FEATURES),
+    )
+    for group, features in groups:
+        lines += [f"**`{group}`**", "", "| | feature | unit | scale | source | what |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"| {column} | `{f.name}` | {f.unit} | {'–' if f.bounded else f'{f.scale:g}'} | {f.source} | {f.text} |"
+            for column, f in enumerate(features)
+        ]
+        lines.append("")
+    return "\n".join(lines)

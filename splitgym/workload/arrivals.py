@@ -43,9 +43,7 @@ class ArrivalProcess(BaseModel):
         """Relative intensity, mean 1 over time, for at least ``horizon_s``."""
         raise NotImplementedError
 
-    def draw(
-        self, streams: Streams, rate_rps: float, horizon_s: float, offset: Offset = "random"
-    ) -> FloatArray:
+    def draw(self, streams: Streams, rate_rps: float, horizon_s: float, offset: Offset = "random") -> FloatArray:
         """(num_requests,) arrivals in [0, horizon_s), from a stationary start, at ``rate_rps`` on average."""
         passed_s = 0.0 if offset == "random" else float(offset)
         end_s = passed_s + horizon_s

@@ -72,9 +72,7 @@ class TraceWorkload(Workload, TraceFile):
     def until(self, streams: Streams, horizon_s: float, rate_rps: float | None, offset: Offset) -> Drawn:
         """The split's stretch in a circle."""
         stretch = self.stretch(streams.split)
-        arrival_s, row = stretch.replay(
-            part(streams, "arrivals"), horizon_s, rate_rps or self.rate_rps, offset
-        )
+        arrival_s, row = stretch.replay(part(streams, "arrivals"), horizon_s, rate_rps or self.rate_rps, offset)
         return arrival_s, stretch.prompt_tokens[row], stretch.output_tokens[row]
 
     def reference(self, count: int) -> tuple[IntArray, IntArray]:
@@ -159,9 +157,7 @@ class ShiftWorkload(Workload):
     def _fades_do_not_overlap(self) -> ShiftWorkload:
         shortest_s = min(phase.duration_s for phase in self.phases)
         if self.fade_s > shortest_s:
-            raise ValueError(
-                f"fade_s {self.fade_s:g} is longer than the shortest phase ({shortest_s:g} s); shorten it"
-            )
+            raise ValueError(f"fade_s {self.fade_s:g} is longer than the shortest phase ({shortest_s:g} s); shorten it")
         return self
 
     @property
@@ -193,9 +189,7 @@ class ShiftWorkload(Workload):
             end_s = np.inf if last else begin_s + phase.duration_s
             rate = None if scale is None else scale * phase.workload.mean_rate_rps
             if end_s + self.fade_s / 2 > 0:
-                drawn.append(
-                    self._phase(part(streams, f"turn-{turn}"), phase, rate, (begin_s, end_s), turn, horizon_s)
-                )
+                drawn.append(self._phase(part(streams, f"turn-{turn}"), phase, rate, (begin_s, end_s), turn, horizon_s))
             begin_s, turn = end_s, turn + 1
         return merged(drawn)
 

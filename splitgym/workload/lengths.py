@@ -64,9 +64,7 @@ class UniformLength(_Frozen):
     @model_validator(mode="after")
     def _ordered(self) -> UniformLength:
         if self.high_tokens < self.low_tokens:
-            raise ValueError(
-                f"high_tokens {self.high_tokens} is below low_tokens {self.low_tokens}; swap them"
-            )
+            raise ValueError(f"high_tokens {self.high_tokens} is below low_tokens {self.low_tokens}; swap them")
         return self
 
     def sample(self, rng: np.random.Generator, count: int) -> FloatArray:

@@ -70,9 +70,7 @@ def swings(streams: Streams, horizon_s: float, parts: tuple[Swing, ...]) -> Inte
     return np.arange(count + 1, dtype=np.float64) * step_s, np.exp(log_rate)
 
 
-def on_off(
-    streams: Streams, horizon_s: float, burst: Sojourn, silence: Sojourn, parts: tuple[Swing, ...]
-) -> Intensity:
+def on_off(streams: Streams, horizon_s: float, burst: Sojourn, silence: Sojourn, parts: tuple[Swing, ...]) -> Intensity:
     """Bursts and silences, met at a random instant; the swings, if any, act within bursts."""
     cycle_s = burst.mean_s + silence.mean_s
     start = streams.generator("offset")
@@ -96,8 +94,7 @@ def on_off(
     merged_s = merged_s[: np.searchsorted(merged_s, min(knots_s[-1], grid_s[-1]), "right")]
     left_s = merged_s[:-1]
     return merged_s, (
-        relative[np.searchsorted(knots_s, left_s, "right") - 1]
-        * swing[np.searchsorted(grid_s, left_s, "right") - 1]
+        relative[np.searchsorted(knots_s, left_s, "right") - 1] * swing[np.searchsorted(grid_s, left_s, "right") - 1]
     )
 
 

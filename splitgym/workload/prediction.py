@@ -37,8 +37,6 @@ class OutputPredictor:
         return self.mean_output_tokens[np.searchsorted(self.edges_tokens, prompt_tokens, side="left")]
 
 
-def predict_output(
-    prompt_tokens: IntArray, reference_prompts: IntArray, reference_outputs: IntArray
-) -> FloatArray:
+def predict_output(prompt_tokens: IntArray, reference_prompts: IntArray, reference_outputs: IntArray) -> FloatArray:
     """(n,) mean output in the reference, by decile of its prompts, for each of (n,) ``prompt_tokens``."""
     return OutputPredictor.fit(reference_prompts, reference_outputs).predict(prompt_tokens)

@@ -73,9 +73,7 @@ def stretch(path: Path, split: str | None) -> Stretch:
     if not here.any():
         share = f"{high - low:.0%} of its time"
         raise SplitgymError(f"{path}: no request in the {split} stretch ({share}); use split_trace: false")
-    return Stretch(
-        time_s[here] - begin_s, requests.prompt_tokens[here], requests.output_tokens[here], end_s - begin_s
-    )
+    return Stretch(time_s[here] - begin_s, requests.prompt_tokens[here], requests.output_tokens[here], end_s - begin_s)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -70,9 +70,7 @@ class TraceArrivals(ArrivalProcess, TraceFile):
         """The whole trace's rate."""
         return self.whole().rate_rps
 
-    def draw(
-        self, streams: Streams, rate_rps: float, horizon_s: float, offset: Offset = "random"
-    ) -> FloatArray:
+    def draw(self, streams: Streams, rate_rps: float, horizon_s: float, offset: Offset = "random") -> FloatArray:
         """(num_requests,) arrivals of the split's stretch in a circle."""
         return self.stretch(streams.split).replay(streams, horizon_s, rate_rps, offset)[0]
 

@@ -79,9 +79,7 @@ def tokens(column: Column) -> IntArray:
     if (numbers < 1).any():
         column.fail(_first(numbers < 1), "is below 1", "a request has at least one token; mend or remove it")
     if (numbers > MOST_TOKENS).any():
-        column.fail(
-            _first(numbers > MOST_TOKENS), "is too large for a token count", "mend or remove the request"
-        )
+        column.fail(_first(numbers > MOST_TOKENS), "is too large for a token count", "mend or remove the request")
     return numbers.astype(np.int64)
 
 
@@ -123,9 +121,7 @@ def text_columns(path: Path, data: bytes, names: tuple[str, ...]) -> list[Column
     if ragged:
         expected, actual = ragged[0]
         line = _first_ragged_line(data, expected)
-        raise SplitgymError(
-            f"{path}: line {line}: {actual} columns where the header has {expected}; mend the line"
-        )
+        raise SplitgymError(f"{path}: line {line}: {actual} columns where the header has {expected}; mend the line")
     return [Column(path, name, table.column(name).combine_chunks(), place) for name in names]
 
 
@@ -139,9 +135,7 @@ def json_columns(path: Path, data: bytes, names: tuple[str, ...]) -> list[Column
         try:
             record = json.loads(line)
         except ValueError:  # a decoding error is one too
-            raise SplitgymError(
-                f"{path}: line {number}: not a JSON object; mend or remove the line"
-            ) from None
+            raise SplitgymError(f"{path}: line {number}: not a JSON object; mend or remove the line") from None
         lines.append(number)
         for name, values in zip(names, fields, strict=True):
             values.append(_json_number(path, number, name, record))
@@ -149,9 +143,7 @@ def json_columns(path: Path, data: bytes, names: tuple[str, ...]) -> list[Column
     def place(row: int) -> str:
         return f"line {lines[row]}"
 
-    return [
-        Column(path, name, pa.array(v, pa.float64()), place) for name, v in zip(names, fields, strict=True)
-    ]
+    return [Column(path, name, pa.array(v, pa.float64()), place) for name, v in zip(names, fields, strict=True)]
 
 
 def _json_number(path: Path, line: int, name: str, record: object) -> float:

@@ -91,9 +91,7 @@ def _contents(path: Path) -> bytes:
         try:
             data = gzip.decompress(data)
         except (EOFError, OSError, zlib.error):
-            raise SplitgymError(
-                f"{path}: the gzip data is cut short or damaged; fetch or compress it again"
-            ) from None
+            raise SplitgymError(f"{path}: the gzip data is cut short or damaged; fetch or compress it again") from None
     data = data.removeprefix(b"\xef\xbb\xbf")
     if not data.strip():
         raise SplitgymError(f"{path}: the file is empty; a trace needs a header and at least one request")
@@ -111,18 +109,14 @@ def _csv_format(path: Path, data: bytes) -> tuple[str, ...]:
     first_line = ",".join(header)
     shown = first_line if len(first_line) <= 80 else first_line[:77] + "..."
     expected = " or ".join(",".join(names) for names in (PLAIN, AZURE, PUBLISHED))
-    raise SplitgymError(
-        f"{path}: line 1: unknown header {shown!r}; expected {expected}, or Mooncake's JSON lines"
-    )
+    raise SplitgymError(f"{path}: line 1: unknown header {shown!r}; expected {expected}, or Mooncake's JSON lines")
 
 
 def _parquet_columns(path: Path, data: bytes) -> list[Column]:
     try:
         table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError):
-        raise SplitgymError(
-            f"{path}: the Parquet data is cut short or damaged; write or fetch it again"
-        ) from None
+        raise SplitgymError(f"{path}: the Parquet data is cut short or damaged; write or fetch it again") from None
     missing = [name for name in PLAIN if name not in table.column_names]
     if missing:
         raise SplitgymError(f"{path}: no column {missing[0]!r}; a Parquet trace has {', '.join(PLAIN)}")

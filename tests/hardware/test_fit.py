@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+
 from splitgym.errors import SplitgymError
 from splitgym.hardware import (
     fit_law,
@@ -41,9 +42,7 @@ def test_error_bars(profile_csv, key, context_of):
     for (prompt, batch), runs in groups.items():
         prompt_s = iteration_s(row, batch * prompt, batch, batch * prompt * prompt, 0, 0, 0)
         prompt_errors.append(abs(prompt_s / statistics.median(run.prompt_s for run in runs) - 1))
-        generated = (
-            statistics.fmean(run.output_tokens for run in runs) / 2 if context_of.startswith("middle") else 0
-        )
+        generated = statistics.fmean(run.output_tokens for run in runs) / 2 if context_of.startswith("middle") else 0
         decode_s = iteration_s(row, 0, 0, 0, 0, batch, round(batch * (prompt + generated)))
         decode_errors.append(abs(decode_s / statistics.median(run.token_s for run in runs) - 1))
     assert statistics.fmean(prompt_errors) <= 0.03
@@ -54,22 +53,16 @@ def test_error_bars(profile_csv, key, context_of):
 
 def test_shipped_profiles_are_what_the_fit_gives(profile_csv, tmp_path):
     shipped = load_profile("llama2-70b", "a100-80gb", 2)
-    fitted = fit_profile(
-        profile_csv, tmp_path / "p.yaml", model="llama2-70b", hardware="a100-80gb", tensor_parallel=2
-    )
+    fitted = fit_profile(profile_csv, tmp_path / "p.yaml", model="llama2-70b", hardware="a100-80gb", tensor_parallel=2)
     assert load_profile_file(tmp_path / "p.yaml") == fitted
     points, _ = without_corrupt(
         medians([run for run in read_runs(profile_csv) if run.key == ("llama2-70b", "a100-80gb", 2)])
     )
-    for ours, theirs in zip(
-        report_fit(fitted.law, points).points, report_fit(shipped.law, points).points, strict=True
-    ):
+    for ours, theirs in zip(report_fit(fitted.law, points).points, report_fit(shipped.law, points).points, strict=True):
         # another solver version may pick another corner of the optimum, not another quality
         assert abs(ours.prompt_error) == pytest.approx(abs(theirs.prompt_error), abs=0.02)
         assert abs(ours.decode_error) == pytest.approx(abs(theirs.decode_error), abs=0.02)
-    assert fitted.provenance.left_out == (
-        "prompt 512, batch 64: corrupt, over twice as fast as a smaller batch",
-    )
+    assert fitted.provenance.left_out == ("prompt 512, batch 64: corrupt, over twice as fast as a smaller batch",)
 
 
 def test_only_batch_64_of_two_gpus_is_corrupt(profile_csv):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from splitgym.hardware import LAW_SIZE, LatencyLaw, iteration_s, list_profiles, load_profile
 from splitgym.hardware.latency import MAX_POINTS
 
@@ -34,9 +35,7 @@ def law_of(**changes: object) -> LatencyLaw:
     return LatencyLaw(**(fields | changes))  # type: ignore[arg-type]
 
 
-def plain_s(
-    law: LatencyLaw, p: int, sequences: int, attention: int, prefill: int, n: int, context: int
-) -> float:
+def plain_s(law: LatencyLaw, p: int, sequences: int, attention: int, prefill: int, n: int, context: int) -> float:
     """The law of the contract in plain Python."""
 
     def height(points: tuple[tuple[int, float], ...], x: int) -> float:
@@ -70,9 +69,7 @@ def test_compiled_equals_plain(profile, prompt, sequences, attention, prefill, d
 
 def test_every_term_of_the_law_counts():
     law = law_of()
-    assert iteration_s(law.packed(), 100, 2, 5000, 30, 4, 700) == pytest.approx(
-        plain_s(law, 100, 2, 5000, 30, 4, 700)
-    )
+    assert iteration_s(law.packed(), 100, 2, 5000, 30, 4, 700) == pytest.approx(plain_s(law, 100, 2, 5000, 30, 4, 700))
     # by hand: 4 ms + H_p(1500) = 200 ms + 1 ms + c·1500²/2 = 1.125 ms
     assert law.prompt_s(1500) == pytest.approx(0.206125, rel=1e-12)
     # beyond the last point the last slope goes on: H_p(3000) = 500 ms; 4.5 ms of attention
@@ -127,9 +124,7 @@ def test_uncontended_closed_form_equals_the_sum():
 def test_laws_stack():
     rows = np.stack([law_of().packed(), law_of(host_s=0.0).packed()])
     assert rows.shape == (2, LAW_SIZE)
-    assert iteration_s(rows[0], 0, 0, 0, 0, 1, 0) - iteration_s(rows[1], 0, 0, 0, 0, 1, 0) == pytest.approx(
-        4e-3
-    )
+    assert iteration_s(rows[0], 0, 0, 0, 0, 1, 0) - iteration_s(rows[1], 0, 0, 0, 0, 1, 0) == pytest.approx(4e-3)
 
 
 @pytest.mark.parametrize(

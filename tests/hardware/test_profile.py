@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import yaml
+
 from splitgym.errors import SplitgymError
 from splitgym.hardware import list_profiles, load_profile, load_profile_file, model_spec
 
@@ -38,8 +39,7 @@ def test_kv_capacity():
 
 def test_machine_facts():
     a100, h100, capped = (
-        load_profile("llama2-70b", f"{name}-80gb{cap}")
-        for name, cap in (("a100", ""), ("h100", ""), ("h100", "-pcap"))
+        load_profile("llama2-70b", f"{name}-80gb{cap}") for name, cap in (("a100", ""), ("h100", ""), ("h100", "-pcap"))
     )
     assert [p.prompt_power_w for p in (a100, h100, capped)] == [6500, 10200, 7140]
     assert [p.cost_usd_per_hour for p in (a100, h100, capped)] == [17.6, 38, 38]
@@ -126,7 +126,9 @@ def test_a_misspelt_field_is_told_from_a_missing_one(tmp_path):
         load_profile_file(file)
 
 
-@pytest.mark.parametrize(("text", "words"), [("a: [1,", "line 1: not YAML"), ("- 1\n", "no named fields"), ("", "no named fields")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("a: [1,", "line 1: not YAML"), ("- 1\n", "no named fields"), ("", "no named fields")]
+)
 def test_no_profile_at_all(tmp_path, text, words):
     file = tmp_path / "mine.yaml"
     file.write_text(text)

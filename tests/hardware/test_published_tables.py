@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from splitgym.errors import SplitgymError
 from splitgym.hardware.published_tables import LatencyTable, derive_tables, load_published_model
 
@@ -35,12 +36,8 @@ def test_shipped_tables_are_the_medians_of_the_profile(shared: Path) -> None:
         for hardware, table in by_hardware.items():
             knots = table["batch_tokens"]
             # A knot at the right end of its segment is recomputed, which may cost the last bit.
-            assert [latency[hardware].prompt_s(x) for x in knots] == pytest.approx(
-                table["prompt_s"], rel=1e-15
-            )
-            assert [latency[hardware].decode_s(x) for x in knots] == pytest.approx(
-                table["decode_s"], rel=1e-15
-            )
+            assert [latency[hardware].prompt_s(x) for x in knots] == pytest.approx(table["prompt_s"], rel=1e-15)
+            assert [latency[hardware].decode_s(x) for x in knots] == pytest.approx(table["decode_s"], rel=1e-15)
 
 
 def test_unknown_model_names_the_mend() -> None:

@@ -89,9 +89,7 @@ def test_seeds_and_splits_differ_and_repeat(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "cv"), [("poisson", 1.0), ("gamma", 3.0), ("even", 0.2)])
 def test_renewal_gaps_have_the_stated_variation(name: str, cv: float) -> None:
-    gaps_s = np.diff(
-        process(name).draw(Streams(3), 10.0, 10_000.0)
-    )  # 100,000 gaps: error of the cv about 2 %
+    gaps_s = np.diff(process(name).draw(Streams(3), 10.0, 10_000.0))  # 100,000 gaps: error of the cv about 2 %
     assert gaps_s.std() / gaps_s.mean() == pytest.approx(cv, rel=0.05)
 
 

@@ -17,12 +17,8 @@ from splitgym.workload import Requests, Workload, WorkloadConfig, list_traces, w
 
 CODING = "{source: synthetic, rate_rps: 10, lengths: azure-coding, arrivals: poisson}"
 CHAT = "{source: synthetic, rate_rps: 30, lengths: azure-conversation, arrivals: poisson}"
-TINY = (
-    "{source: synthetic, rate_rps: 8, lengths: {law: independent, prompt: 1, output: 9}, arrivals: poisson}"
-)
-HUGE = (
-    "{source: synthetic, rate_rps: 24, lengths: {law: independent, prompt: 99, output: 3}, arrivals: poisson}"
-)
+TINY = "{source: synthetic, rate_rps: 8, lengths: {law: independent, prompt: 1, output: 9}, arrivals: poisson}"
+HUGE = "{source: synthetic, rate_rps: 24, lengths: {law: independent, prompt: 99, output: 3}, arrivals: poisson}"
 CARDS = {
     "shipped": "{source: synthetic, rate_rps: 70, lengths: azure-conversation, arrivals: azure-conversation}",
     "own-rate": "{source: synthetic, lengths: azure-coding, arrivals: azure-coding}",
@@ -172,9 +168,7 @@ def test_a_replay_scales_time_and_wraps_around(numbered: Path) -> None:
     assert np.array_equal(drawn.prompt_tokens[200:400], drawn.prompt_tokens[:200])
     faster = made.draw(Streams(7, "val"), num_requests=500, base_dir=numbered, rate_rps=24)
     assert faster.arrival_s == pytest.approx(drawn.arrival_s / 2)
-    starts = {
-        int(made.draw(Streams(s), num_requests=1, base_dir=numbered).prompt_tokens[0]) for s in range(20)
-    }
+    starts = {int(made.draw(Streams(s), num_requests=1, base_dir=numbered).prompt_tokens[0]) for s in range(20)}
     assert len(starts) > 10  # episodes begin at different places
     once = made.draw(Streams(7, "val"), base_dir=numbered)
     assert len(once) in (200, 199, 201)  # one lap, begun between two requests
@@ -204,18 +198,14 @@ def test_paths_inside_mixtures_and_shifts_are_found(numbered: Path) -> None:
 def test_a_trace_too_short_to_split_says_so(tmp_path: Path) -> None:
     write_trace(Requests(np.array([1.0]), np.array([5]), np.array([5]), np.ones(1)), tmp_path / "one.csv")
     made = workload("{source: trace, path: one.csv}").resolved(tmp_path)
-    with pytest.raises(
-        SplitgymError, match=r"one.csv: no request in the (train|val|test) stretch .*split_trace"
-    ):
+    with pytest.raises(SplitgymError, match=r"one.csv: no request in the (train|val|test) stretch .*split_trace"):
         for split in SPLITS:
             made.draw(Streams(0, split), num_requests=3)
 
 
 def test_predictions_follow_the_prompt_and_never_the_output() -> None:
     drawn = workload(CARDS["shipped"]).draw(Streams(9), num_requests=20_000)
-    explained = (
-        1 - ((drawn.output_tokens - drawn.predicted_output_tokens) ** 2).mean() / drawn.output_tokens.var()
-    )
+    explained = 1 - ((drawn.output_tokens - drawn.predicted_output_tokens) ** 2).mean() / drawn.output_tokens.var()
     assert 0.5 < explained < 0.75  # the prompt tells most of a chat's output, not all
     order = np.argsort(drawn.prompt_tokens, kind="stable")
     prompt, predicted = drawn.prompt_tokens[order], drawn.predicted_output_tokens[order]

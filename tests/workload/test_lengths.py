@@ -44,9 +44,7 @@ def test_a_table_keeps_the_dependence_it_was_fitted_to() -> None:
     levels = np.array([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1])
     table = TabulatedLengths.fit(prompt, output, levels, np.linspace(0, 1, 21))
     drawn_prompt, drawn_output = table.draw(Streams(2), COUNT)
-    assert np.quantile(drawn_prompt, [0.1, 0.5, 0.9]) == pytest.approx(
-        np.quantile(prompt, [0.1, 0.5, 0.9]), rel=0.02
-    )
+    assert np.quantile(drawn_prompt, [0.1, 0.5, 0.9]) == pytest.approx(np.quantile(prompt, [0.1, 0.5, 0.9]), rel=0.02)
     for quantile in (0.5, 0.99):
         work = np.quantile(drawn_prompt * drawn_output, quantile)
         assert work == pytest.approx(np.quantile(prompt * output, quantile), rel=0.05)

@@ -108,9 +108,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_parquet_mistakes_name_row_and_column(tmp_path: Path) -> None:
     path = tmp_path / "trace.parquet"
-    pq.write_table(
-        pa.table({"arrival_s": [0.0, 1.0], "prompt_tokens": [5, None], "output_tokens": [1, 1]}), path
-    )
+    pq.write_table(pa.table({"arrival_s": [0.0, 1.0], "prompt_tokens": [5, None], "output_tokens": [1, 1]}), path)
     with pytest.raises(SplitgymError, match="row 2: prompt_tokens: nothing"):
         read_trace(path)
     pq.write_table(pa.table({"arrival_s": [0.0], "prompt_tokens": [5]}), path)
@@ -120,9 +118,7 @@ def test_parquet_mistakes_name_row_and_column(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    rows=st.lists(
-        st.tuples(st.floats(0, 1e9), st.integers(1, 2**31), st.integers(1, 2**31)), min_size=1, max_size=30
-    ),
+    rows=st.lists(st.tuples(st.floats(0, 1e9), st.integers(1, 2**31), st.integers(1, 2**31)), min_size=1, max_size=30),
     suffix=st.sampled_from([".csv", ".csv.gz", ".parquet"]),
 )
 def test_what_is_written_is_read_to_the_bit(
