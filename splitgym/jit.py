@@ -31,15 +31,35 @@ def njit(function: _Function) -> _Function:
     The cache lies in ``$NUMBA_CACHE_DIR`` if that is set, else in the user's cache folder. Where neither
     can be written there is one warning, and functions are compiled anew in each process.
     """
+    compiled: _Function = _cached(numba.njit, function)
+    return compiled
+
+
+def lean_njit(function: _Function) -> _Function:
+    """As `njit`, for functions that allocate nothing: without counting references to their arrays.
+
+    Counting is atomic; in an engine's small functions it would take longer than their work.
+    """
+    compiled: _Function = _cached(functools.partial(numba.njit, _nrt=False, forceinline=True), function)
+    return compiled
+
+
+def function_pointer(function: Callable[..., object], signature: object) -> Any:
+    """``function`` (a result of `njit`) compiled for one numba ``signature``, to be handed to compiled functions.
+
+    Those are compiled once for the signature, not anew for each function that they are given. Cached as `njit` does.
+    """
+    return _cached(functools.partial(numba.cfunc, signature), getattr(function, "py_func", function))
+
+
+def _cached(decorator: Callable[..., Any], function: Callable[..., object]) -> Any:
     folder = _cache_folder()
     before = _NUMBA_CONFIG.CACHE_DIR
     _NUMBA_CONFIG.CACHE_DIR = str(folder or "")  # numba picks the folder when it decorates; other packages keep theirs
     try:
-        decorate: Any = numba.njit(cache=folder is not None)
-        compiled: _Function = decorate(function)
+        return decorator(cache=folder is not None)(function)
     finally:
         _NUMBA_CONFIG.CACHE_DIR = before
-    return compiled
 
 
 def sources_digest() -> str:

@@ -118,6 +118,7 @@ def _needs_learn(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.partition(".")[0] != "splitgym":
-            raise SplitgymError(f"{error.name} is not installed: needs pip install 'splitgym[learn]'") from None
+        package = (error.name or "splitgym").partition(".")[0]
+        if package != "splitgym":
+            raise SplitgymError(f"{package} is not installed: needs pip install 'splitgym[learn]'") from None
         raise

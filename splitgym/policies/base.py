@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol, runtime_checkable
 
 from splitgym.sim.cluster import Cluster
+from splitgym.sim.compiled.kernel import Kernel, kernels_of
 from splitgym.view import TICK, ClusterView, Decision
 
 PolicyKind = Literal["routing", "pool", "both", "oracle"]
@@ -69,6 +70,11 @@ class Combined:
             observe = getattr(part, "observe_scenario", None)
             if observe is not None:
                 observe(scenario)
+
+    def kernels(self) -> tuple[Kernel, Kernel] | None:
+        """The kernels of both, where both are compiled."""
+        routing, pool = kernels_of(self.routing), kernels_of(self.pool)
+        return None if routing is None or pool is None else (routing[0], pool[1])
 
     def decide(self, view: ClusterView) -> Decision:
         """The pool policy's role changes at a tick, the routing policy's machines at an arrival."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -12,9 +11,8 @@ from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.policies.base import PolicyKind
 from splitgym.policies.kernels import new_state
 from splitgym.sim.cluster import Cluster
+from splitgym.sim.compiled.kernel import Function, Kernel
 from splitgym.view import ClusterView, Decision
-
-Kernel = Callable[..., Any]  # see `splitgym.policies.kernels`
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,10 @@ class Builtin:
     name: str
     kind: PolicyKind
     text: str
-    kernel: Kernel
+    kernel: Function  # see `splitgym.policies.kernels`
     params: Mapping[str, float] = field(default_factory=dict)  # in the kernel's order
+    reads_times: Callable[[Mapping[str, float]], bool] = lambda params: False
+    """Whether, with these parameters, it reads features that `splitgym.sim.books.fill_times` writes."""
 
 
 class CompiledPolicy:
@@ -60,6 +60,12 @@ class CompiledPolicy:
         roles = [machine.role for machine in cluster.machines]
         self.state = new_state(roles, seed, self.name)
         self._roles_out = np.full(len(roles), -1, np.int64)
+
+    def kernels(self) -> tuple[Kernel, Kernel]:
+        """Who decides at arrivals and at ticks, for an engine that calls compiled functions itself."""
+        reads_times = self.builtin.reads_times(self.params)
+        kernel = Kernel(self.builtin.kernel, self.param_values, self.state, reads_times)
+        return kernel, kernel
 
     def decide(self, view: ClusterView) -> Decision:
         """Ask the kernel."""

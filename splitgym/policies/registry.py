@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +23,15 @@ ENTRY_POINTS = "splitgym.policies"
 _INF = float("inf")
 _SLO = {"ttft_slowdown": 3.0, "tbt_slowdown": 1.5}  # Splitwise's Table VI, P90
 
+
+def _always(params: Mapping[str, float]) -> bool:
+    return True
+
+
+def _limits_tbt(params: Mapping[str, float]) -> bool:
+    return params["tbt_slowdown"] < _INF
+
+
 _BUILTINS = (
     Builtin("random", "routing", "uniformly drawn machines", simple.random),
     Builtin("round-robin", "routing", "machines in turn", simple.round_robin),
@@ -40,6 +50,7 @@ _BUILTINS = (
         "long prompts to the fastest machines, short ones to the others (SITA-E)",
         simple.size_interval,
         {"cutoff_tokens": 1024.0},
+        _always,
     ),
     Builtin(
         "least-ttft",
@@ -47,6 +58,7 @@ _BUILTINS = (
         "least predicted TTFT among SLO-feasible machines (Mooncake's conductor)",
         predictive.least_ttft,
         _SLO,
+        _always,
     ),
     Builtin("lmetric", "routing", "(new + queued prompt time) x batch size, least first", predictive.lmetric),
     Builtin(
@@ -55,15 +67,17 @@ _BUILTINS = (
         "fullest machine that is still SLO-feasible (PolyServe)",
         predictive.fullest_feasible,
         _SLO,
+        _always,
     ),
     Builtin("freeness", "routing", "freest memory per request in the batch (Llumnix)", predictive.freeness),
-    Builtin("least-e2e", "routing", "least predicted E2E with the predicted length", predictive.least_e2e),
+    Builtin("least-e2e", "routing", "least predicted E2E with the predicted length", predictive.least_e2e, {}, _always),
     Builtin(
         "splitwise",
         "both",
         "Splitwise's scheduler as published: two pools and a mixed pool",
         _splitwise.splitwise,
         {"prompt_threshold_tokens": 8192.0, "tbt_slowdown": _INF},
+        _limits_tbt,
     ),
     Builtin(
         "splitwise-tuned",
@@ -71,6 +85,7 @@ _BUILTINS = (
         "Splitwise's scheduler, token machines also overloaded by predicted TBT, thresholds tuned",
         _splitwise.splitwise,
         {"prompt_threshold_tokens": 4096.0, "tbt_slowdown": 1.25},
+        _limits_tbt,
     ),
     Builtin("static", "pool", "roles stay as they are", pools.static),
     Builtin(
@@ -86,6 +101,7 @@ _BUILTINS = (
         "a pool above its high mark takes a machine from one under less pressure (Arrow, TokenScale)",
         pools.threshold,
         {"prompt_high_s": 0.3, "decodes_high": 48.0, "slack": 0.7, "utilisation": 0.8, "dwell_s": 10.0},
+        _always,
     ),
     Builtin(
         "proportional",

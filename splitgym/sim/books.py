@@ -6,16 +6,19 @@ The engines (and the router) write them as things happen; `fill_view` turns them
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
 from splitgym.features import NUM_CLUSTER_FEATURES, NUM_MACHINE_FEATURES, NUM_REQUEST_FEATURES
 from splitgym.hardware.latency import iteration_s
-from splitgym.jit import njit
+from splitgym.jit import lean_njit
 from splitgym.sim.cluster import Cluster
 from splitgym.view import DOWN, DRAINING, PROMPT, READY, SWITCHING, TICK, TOKEN, ClusterView
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 # Columns of a machine's row.
@@ -46,8 +49,33 @@ NUM_COLUMNS = 19
 # Columns of a machine's fixed facts.
 KV_CAPACITY, PROMPT_RATE, DECODE_ITERATION_S, LINK_BYTES_PER_S = range(4)
 
+# Places in the costs.
+KV_BYTES_PER_TOKEN, TRANSFER_OVERHEAD_S, SWITCH_S, LEAST_CAPACITY = range(4)
+
 WINDOW_S = 10.0
 """Arrival rates are over the current window and the one before: 10 to 20 s."""
+
+
+class BookArrays(NamedTuple):
+    """All that a view is made of, and its arrays, for compiled functions."""
+
+    rows: FloatArray  # (num_machines, NUM_COLUMNS)
+    facts: FloatArray  # (num_machines, 4)
+    laws: FloatArray  # (num_machines, LAW_SIZE)
+    baseline_law: FloatArray  # (LAW_SIZE,)
+    law_of: IntArray  # (num_machines,) the first machine with the same law
+    costs: FloatArray  # KV bytes per token, transfer overhead, switching time, least KV capacity of a machine
+    arrived: FloatArray  # (2, 3): this window, the one before x requests, prompt tokens, output tokens
+    window: IntArray  # (1,) which window this is
+    masked: (
+        IntArray  # (2,) which masks are there (`renew_masks`), -1 where that is not known; what fits in some machine
+    )
+    machines: FloatArray  # from here on as in ClusterView
+    request: FloatArray
+    cluster: FloatArray
+    prompt_mask: BoolArray
+    token_mask: BoolArray
+    role_mask: BoolArray
 
 
 class Books:
@@ -55,7 +83,8 @@ class Books:
 
     def __init__(self, cluster: Cluster) -> None:
         machines = cluster.machines
-        self.rows: FloatArray = np.zeros((len(machines), NUM_COLUMNS))
+        count = len(machines)
+        self.rows: FloatArray = np.zeros((count, NUM_COLUMNS))
         self.rows[:, ROLE] = [machine.role for machine in machines]
         self.laws = cluster.laws
         self.facts: FloatArray = np.array(
@@ -69,31 +98,34 @@ class Books:
                 for machine, law in zip(machines, self.laws, strict=True)
             ]
         )
-        self._kv_bytes_per_token = float(cluster.model.kv_bytes_per_token)
-        self._transfer_overhead_s = cluster.transfer.overhead_s
-        self._switch_s = cluster.switch_s
-        self._baseline_law = cluster.baseline.law.packed()
-        self._arrived: FloatArray = np.zeros((2, 3))  # (this window, the one before) x (requests, prompt, output)
-        self._window = 0
-        count = len(machines)
-        self._machines: FloatArray = np.zeros((count, NUM_MACHINE_FEATURES))
-        self._request: FloatArray = np.zeros(NUM_REQUEST_FEATURES)
-        self._cluster: FloatArray = np.zeros(NUM_CLUSTER_FEATURES)
-        self._prompt_mask: BoolArray = np.zeros(count, np.bool_)
-        self._token_mask: BoolArray = np.zeros(count, np.bool_)
-        self._role_mask: BoolArray = np.zeros((count, 3), np.bool_)
+        self.arrays = BookArrays(
+            rows=self.rows,
+            facts=self.facts,
+            laws=self.laws,
+            baseline_law=cluster.baseline.law.packed(),
+            law_of=np.array([np.flatnonzero((self.laws == law).all(axis=1))[0] for law in self.laws]),
+            costs=np.array(
+                [
+                    cluster.model.kv_bytes_per_token,
+                    cluster.transfer.overhead_s,
+                    cluster.switch_s,
+                    self.facts[:, KV_CAPACITY].min(),
+                ]
+            ),
+            arrived=np.zeros((2, 3)),
+            window=np.zeros(1, np.int64),
+            masked=np.full(2, -1, np.int64),
+            machines=np.zeros((count, NUM_MACHINE_FEATURES)),
+            request=np.zeros(NUM_REQUEST_FEATURES),
+            cluster=np.zeros(NUM_CLUSTER_FEATURES),
+            prompt_mask=np.zeros(count, np.bool_),
+            token_mask=np.zeros(count, np.bool_),
+            role_mask=np.zeros((count, 3), np.bool_),
+        )
 
     def arrived(self, time_s: float, prompt_tokens: int, predicted_output_tokens: float) -> None:
         """Count an arrival in the rates."""
-        self._roll(time_s)
-        self._arrived[0] += (1.0, prompt_tokens, predicted_output_tokens)
-
-    def _roll(self, time_s: float) -> None:
-        window = int(time_s // WINDOW_S)
-        if window != self._window:
-            self._arrived[1] = self._arrived[0] if window == self._window + 1 else 0.0
-            self._arrived[0] = 0.0
-            self._window = window
+        count_arrival_rate(time_s, prompt_tokens, predicted_output_tokens, self.arrays.arrived, self.arrays.window)
 
     def prompt_s(self, machine: int, prompt_tokens: int) -> float:
         """The prompt phase alone on ``machine``."""
@@ -101,41 +133,19 @@ class Books:
 
     def view(self, kind: int, time_s: float, prompt_tokens: int, predicted_output_tokens: float) -> ClusterView:
         """What may be known at ``time_s``; at a tick the lengths are 0."""
-        self._roll(time_s)
-        fill_view(
-            kind == TICK,
-            time_s,
-            prompt_tokens,
-            predicted_output_tokens,
-            self.rows,
-            self.facts,
-            self.laws,
-            self._baseline_law,
-            self._arrived,
-            self._kv_bytes_per_token,
-            self._transfer_overhead_s,
-            self._switch_s,
-            self._machines,
-            self._request,
-            self._cluster,
-            self._prompt_mask,
-            self._token_mask,
-            self._role_mask,
-        )
-        return ClusterView(
-            kind,
-            time_s,
-            self._machines,
-            self._request,
-            self._cluster,
-            self._prompt_mask,
-            self._token_mask,
-            self._role_mask,
-        )
+        self.arrays.masked[0] = -1
+        fill_view(kind == TICK, time_s, prompt_tokens, float(predicted_output_tokens), self.arrays)
+        return self.filled_view(kind, time_s)
+
+    def filled_view(self, kind: int, time_s: float) -> ClusterView:
+        """The view that the arrays hold."""
+        a = self.arrays
+        return ClusterView(kind, time_s, a.machines, a.request, a.cluster, a.prompt_mask, a.token_mask, a.role_mask)
 
     def masks(self, prompt_tokens: int) -> tuple[BoolArray, BoolArray, BoolArray]:
         """The masks of a view alone: prompt (num_machines,), token (num_machines,), role (num_machines, 3)."""
-        masks = self._prompt_mask, self._token_mask, self._role_mask
+        self.arrays.masked[0] = -1
+        masks = self.arrays.prompt_mask, self.arrays.token_mask, self.arrays.role_mask
         fill_masks(self.rows, self.facts[:, KV_CAPACITY], prompt_tokens, *masks)
         return masks
 
@@ -144,88 +154,144 @@ class Books:
         return float(potential(time_s, self.rows, self.laws))
 
 
-@njit
+@lean_njit
+def count_arrival_rate(
+    time_s: float, prompt_tokens: int, predicted_output_tokens: float, arrived: FloatArray, window: IntArray
+) -> None:
+    """Count an arrival in the rates."""
+    roll(time_s, arrived, window)
+    arrived[0, 0] += 1.0
+    arrived[0, 1] += prompt_tokens
+    arrived[0, 2] += predicted_output_tokens
+
+
+@lean_njit
+def roll(time_s: float, arrived: FloatArray, window: IntArray) -> None:
+    """Go on to the window of ``time_s``."""
+    now = int(time_s // WINDOW_S)
+    if now != window[0]:
+        follows = now == window[0] + 1
+        for k in range(3):
+            arrived[1, k] = arrived[0, k] if follows else 0.0
+            arrived[0, k] = 0.0
+        window[0] = now
+
+
+@lean_njit
 def fill_view(
-    is_tick: bool,
-    time_s: float,
-    prompt_tokens: int,
-    predicted_output_tokens: float,
-    rows: FloatArray,
-    facts: FloatArray,
-    laws: FloatArray,
-    baseline_law: FloatArray,
-    arrived: FloatArray,
-    kv_bytes_per_token: float,
-    transfer_overhead_s: float,
-    switch_s: float,
-    machines: FloatArray,
-    request: FloatArray,
-    cluster: FloatArray,
-    prompt_mask: BoolArray,
-    token_mask: BoolArray,
-    role_mask: BoolArray,
+    is_tick: bool, time_s: float, prompt_tokens: int, predicted_output_tokens: float, books: BookArrays
 ) -> None:
     """Write the features of `splitgym.features`, in its order, and the masks."""
-    count = len(rows)
-    fill_masks(rows, facts[:, KV_CAPACITY], prompt_tokens, prompt_mask, token_mask, role_mask)
-    cluster[:] = 0.0
-    for m in range(count):
-        row = rows[m]
-        role = int(row[ROLE])
-        lifecycle = int(row[LIFECYCLE])
-        out = machines[m]
-        for r in range(3):
-            out[r] = 1.0 if role == r else 0.0
-        for state in range(4):
-            out[3 + state] = 1.0 if lifecycle == state else 0.0
-        pending_s = 0.0
-        if row[PENDING_PROMPTS] > 0:
-            pending_s = max(row[PENDING_S] - (time_s - row[PROMPT_SINCE_S]), 0.0)
-        out[7] = facts[m, KV_CAPACITY]
-        out[8] = facts[m, PROMPT_RATE]
-        out[9] = facts[m, DECODE_ITERATION_S]
-        out[10] = row[PENDING_PROMPTS]
-        out[11] = row[PENDING_TOKENS]
-        out[12] = pending_s
-        out[13] = row[DECODES]
-        out[14] = row[COMING]
-        out[15] = row[CONTEXT]
-        out[16] = max(row[REMAINING], 0.0)
-        out[17] = row[BOOKED_KV]
-        out[18] = row[RUNNING]
-        out[19] = row[WAITING]
-        out[20] = row[KV_HELD]
-        out[21:25] = 0.0
-        if not is_tick:
-            law = laws[m]
-            alone_s = iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
-            decodes = int(row[DECODES])
-            context = int(row[CONTEXT])
-            out[21] = alone_s
-            out[22] = pending_s + iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, decodes, context)
-            joined = decodes + int(row[COMING]) + 1
-            out[23] = iteration_s(law, 0, 0, 0, 0, joined, context + int(row[COMING_CONTEXT]) + prompt_tokens + 1)
-            out[24] = transfer_overhead_s + kv_bytes_per_token * prompt_tokens / facts[m, LINK_BYTES_PER_S]
-        if lifecycle != DOWN:
-            cluster[role] += 1.0
-        cluster[3] += row[PENDING_TOKENS]
-        cluster[4] += pending_s
-        cluster[5] += row[DECODES] + row[COMING]
-        cluster[6] += row[CONTEXT]
+    capacity = books.facts[:, KV_CAPACITY]
+    fill_masks(books.rows, capacity, prompt_tokens, books.prompt_mask, books.token_mask, books.role_mask)
+    for m in range(len(books.rows)):
+        fill_counts(m, books)
+    fill_request(is_tick, time_s, prompt_tokens, predicted_output_tokens, books)
+    fill_times(is_tick, time_s, prompt_tokens, books)
+
+
+@lean_njit
+def fill_counts(m: int, books: BookArrays) -> None:
+    """Write those features of machine ``m`` that change only when something happens to it."""
+    row, facts, out = books.rows[m], books.facts[m], books.machines[m]
+    role = int(row[ROLE])
+    lifecycle = int(row[LIFECYCLE])
+    for r in range(3):
+        out[r] = 1.0 if role == r else 0.0
+    for state in range(4):
+        out[3 + state] = 1.0 if lifecycle == state else 0.0
+    out[7] = facts[KV_CAPACITY]
+    out[8] = facts[PROMPT_RATE]
+    out[9] = facts[DECODE_ITERATION_S]
+    out[10] = row[PENDING_PROMPTS]
+    out[11] = row[PENDING_TOKENS]
+    out[13] = row[DECODES]
+    out[14] = row[COMING]
+    out[15] = row[CONTEXT]
+    out[16] = max(row[REMAINING], 0.0)
+    out[17] = row[BOOKED_KV]
+    out[18] = row[RUNNING]
+    out[19] = row[WAITING]
+    out[20] = row[KV_HELD]
+
+
+@lean_njit
+def fill_request(
+    is_tick: bool, time_s: float, prompt_tokens: int, predicted_output_tokens: float, books: BookArrays
+) -> None:
+    """Write the features of the request, and those of the cluster that do not depend on its machines."""
+    request, cluster, arrived = books.request, books.cluster, books.arrived
+    roll(time_s, arrived, books.window)
     span_s = WINDOW_S + time_s % WINDOW_S if time_s >= WINDOW_S else max(time_s, 1.0)
     for k in range(3):
         cluster[7 + k] = (arrived[0, k] + arrived[1, k]) / span_s
-    cluster[10] = switch_s
+    cluster[10] = books.costs[SWITCH_S]
     request[:] = 0.0
     if not is_tick:
         request[0] = prompt_tokens
         request[1] = predicted_output_tokens
-        request[2] = iteration_s(baseline_law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
+        request[2] = iteration_s(books.baseline_law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
         middle = prompt_tokens + int(predicted_output_tokens / 2)
-        request[3] = iteration_s(baseline_law, 0, 0, 0, 0, 1, middle)
+        request[3] = iteration_s(books.baseline_law, 0, 0, 0, 0, 1, middle)
 
 
-@njit
+@lean_njit
+def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArrays) -> None:
+    """Write those features of machines that change with time and request, and sums over the machines."""
+    laws, cluster = books.laws, books.cluster
+    cluster[:7] = 0.0
+    kv_bytes = books.costs[KV_BYTES_PER_TOKEN] * prompt_tokens
+    for m in range(len(books.rows)):
+        row, out = books.rows[m], books.machines[m]
+        pending_s = 0.0
+        if row[PENDING_PROMPTS] > 0:
+            pending_s = max(row[PENDING_S] - (time_s - row[PROMPT_SINCE_S]), 0.0)
+        out[12] = pending_s
+        if is_tick:
+            out[21:25] = 0.0
+        else:
+            law = laws[m]
+            twin = books.law_of[m]
+            if twin == m:
+                out[21] = iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
+            else:
+                out[21] = books.machines[twin, 21]
+            decodes = int(row[DECODES])
+            context = int(row[CONTEXT])
+            ttft_s = out[21]
+            if decodes > 0 or context > 0:
+                ttft_s = iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, decodes, context)
+            out[22] = pending_s + ttft_s
+            joined = decodes + int(row[COMING]) + 1
+            out[23] = iteration_s(law, 0, 0, 0, 0, joined, context + int(row[COMING_CONTEXT]) + prompt_tokens + 1)
+            out[24] = books.costs[TRANSFER_OVERHEAD_S] + kv_bytes / books.facts[m, LINK_BYTES_PER_S]
+        if int(row[LIFECYCLE]) != DOWN:
+            cluster[int(row[ROLE])] += 1.0
+        cluster[3] += row[PENDING_TOKENS]
+        cluster[4] += pending_s
+        cluster[5] += row[DECODES] + row[COMING]
+        cluster[6] += row[CONTEXT]
+
+
+@lean_njit
+def renew_masks(prompt_tokens: int, books: BookArrays) -> None:
+    """Fill the masks unless they are the right ones already: they are the same for all prompts that fit anywhere.
+
+    With them the most tokens, prompt and output, of a request that the machines permitted by them can serve.
+    """
+    key = prompt_tokens if prompt_tokens >= books.costs[LEAST_CAPACITY] else 0
+    if books.masked[0] != key:
+        capacity = books.facts[:, KV_CAPACITY]
+        fill_masks(books.rows, capacity, prompt_tokens, books.prompt_mask, books.token_mask, books.role_mask)
+        most = -1
+        for m in range(len(capacity)):
+            if books.token_mask[m]:
+                most = max(most, int(capacity[m]))
+        books.masked[0] = key
+        books.masked[1] = most if books.prompt_mask.any() else -1
+
+
+@lean_njit
 def fill_masks(
     rows: FloatArray,
     capacity: FloatArray,
@@ -266,7 +332,7 @@ def fill_masks(
             role_mask[m, new] = ready and new != role and prompts_left > 0 and tokens_left > 0
 
 
-@njit
+@lean_njit
 def potential(time_s: float, rows: FloatArray, laws: FloatArray) -> float:
     """Σ over unfinished requests of what is left of their weighted slowdown, by the latency law.
 

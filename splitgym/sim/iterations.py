@@ -148,7 +148,10 @@ def end_decodes(world: World, machine: SimMachine, batch: Batch, now_s: float) -
         row[b.TOKEN_WEIGHTED] -= row[b.TOKEN_WEIGHT]
         done = machine.decodes.serve_all(now_s)
     else:
-        row[b.TOKEN_WEIGHTED] -= sum(world.ledger.token_weight[request] for request in batch.served)
+        weight = 0.0  # one by one: from Python 3.12 on, sum() rounds in another way
+        for request in batch.served:
+            weight += world.ledger.token_weight[request]
+        row[b.TOKEN_WEIGHTED] -= weight
         done = machine.decodes.serve(set(batch.served), now_s)
     for request, tbt_max_s in done:
         world.outcome.tbt_max_s[request] = tbt_max_s

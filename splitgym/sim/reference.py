@@ -8,10 +8,8 @@ roles change in `roles`, and `world` holds the state they share. The engine stop
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from operator import index
 
-import numpy as np
-import numpy.typing as npt
 import simpy
 
 from splitgym.sim import books as b
@@ -20,6 +18,9 @@ from splitgym.sim.clock import ARRIVAL, CONTROL_TICK
 from splitgym.sim.cluster import Scenario
 from splitgym.sim.iterations import run_machine
 from splitgym.sim.ledger import Meters
+from splitgym.sim.outside import InvalidDecision as InvalidDecision
+from splitgym.sim.outside import MachineState as MachineState
+from splitgym.sim.outside import describe_extrapolations, explain_refusal, explain_role
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.roles import change_role, settle
 from splitgym.sim.rows import RequestRows
@@ -31,23 +32,6 @@ NEVER_S = float("inf")
 
 
 Process = Generator[simpy.Event, None, None]
-
-
-class InvalidDecision(ValueError):  # noqa: N818  (it is the decision that is invalid)
-    """A decision names a machine that does not exist or may not be chosen, or a role change that is not permitted."""
-
-
-@dataclass(frozen=True)
-class MachineState:
-    """A machine as somebody sees it who looks from outside, for pictures."""
-
-    role: str
-    lifecycle: str
-    queued_prompts: int
-    running_prompts: int
-    decodes: int
-    kv_used_tokens: int  # reserved
-    kv_capacity_tokens: int
 
 
 class ReferenceEngine:
@@ -128,9 +112,10 @@ class ReferenceEngine:
         world, request = self._world, self.pending_request
         if request >= 0:
             prompt_mask, token_mask, _ = world.books.masks(world.prompt_tokens[request])
-            prompt = self._chosen("prompt", decision.prompt_machine, prompt_mask)
-            token = self._chosen("token", decision.token_machine, token_mask)
-            self._assign(request, prompt, token)
+            prompt, token = index(decision.prompt_machine), index(decision.token_machine)
+            if refusal := explain_refusal(prompt, token, prompt_mask, token_mask, world.books.rows):
+                raise InvalidDecision(refusal)
+            self._assign(request, world.machines[prompt], world.machines[token])
         self._pending = None
         self.pending_request = -1
 
@@ -143,16 +128,11 @@ class ReferenceEngine:
         """
         self._need_pending()
         machines = self._world.machines
-        for index, role in changes:
-            if not 0 <= index < len(machines):
-                raise InvalidDecision(f"machine {index} is to change its role, but {self._machine_range()}")
-            if not 0 <= role < len(ROLES):
-                raise InvalidDecision(f"role {role} does not exist: 0 is prompt, 1 is token, 2 is mixed")
-            machine = machines[index]
-            if not self._world.books.masks(0)[2][index, role]:
-                state = f"it is {machine.lifecycle_name} in role {machine.role_name}"
-                raise InvalidDecision(f"machine {index} may not become {ROLES[role]} now: {state} (see role_mask)")
-            change_role(self._world, machine, role)
+        for machine, role in changes:
+            exists = 0 <= index(machine) < len(machines) and 0 <= index(role) < len(ROLES)
+            if not exists or not self._world.books.masks(0)[2][machine, role]:
+                raise InvalidDecision(explain_role(machine, role, self._world.books.rows))
+            change_role(self._world, machines[machine], role)
 
     def finish(self) -> None:
         """After the horizon: nothing more arrives or is decided; what is unfinished is followed for ``drain_s``."""
@@ -177,19 +157,6 @@ class ReferenceEngine:
         if self._world.draining:
             settle(self._world)
 
-    def _chosen(self, phase: str, index: int, mask: npt.NDArray[np.bool_]) -> SimMachine:
-        machines = self._world.machines
-        if not 0 <= index < len(machines):
-            raise InvalidDecision(f"{phase} machine {index} does not exist: {self._machine_range()}")
-        machine = machines[index]
-        if not mask[index]:
-            state = f"it is {machine.lifecycle_name} in role {machine.role_name}"
-            raise InvalidDecision(f"{phase} machine {index} may not be chosen: {state} (see {phase}_mask)")
-        return machine
-
-    def _machine_range(self) -> str:
-        return f"there are {len(self._world.machines)} machines, 0 to {len(self._world.machines) - 1}"
-
     # --- what is left behind ------------------------------------------------------------------------------------
 
     def meters(self) -> Meters:
@@ -213,24 +180,8 @@ class ReferenceEngine:
 
     def extrapolations(self) -> tuple[str, ...]:
         """Where iterations left the range in which their latency law was measured, a line for each profile."""
-        largest: dict[str, tuple[int, int, int]] = {}
-        for machine, spec in zip(self._world.machines, self.scenario.cluster.machines, strict=True):
-            before = largest.get(spec.profile.name, (0, 0, 0))
-            now = tuple(max(pair) for pair in zip(before, machine.largest, strict=True))
-            largest[spec.profile.name] = (now[0], now[1], now[2])
-        lines = []
-        for profile in {spec.profile.name: spec.profile for spec in self.scenario.cluster.machines}.values():
-            measured = profile.valid_range
-            limits = (measured.batch_tokens[1], measured.decodes[1], measured.decode_context_tokens[1])
-            names = ("batch tokens", "decodes", "tokens of decode context")
-            beyond = [
-                f"{most} {name} (measured to {limit})"
-                for most, limit, name in zip(largest[profile.name], limits, names, strict=True)
-                if most > limit
-            ]
-            if beyond:
-                lines.append(f"{profile.name} was extrapolated: up to {', '.join(beyond)} in an iteration")
-        return tuple(lines)
+        largest = [machine.largest for machine in self._world.machines]
+        return describe_extrapolations(self.scenario.cluster, largest)
 
     def rows(self) -> RequestRows:
         """One row for each request that has arrived."""

@@ -7,13 +7,18 @@ from typing import Protocol
 
 from splitgym.errors import SplitgymError
 from splitgym.sim.cluster import Cluster, Scenario
+from splitgym.sim.compiled import CompiledEngine
+from splitgym.sim.compiled.kernel import kernels_of
 from splitgym.sim.ledger import Meters
+from splitgym.sim.outside import InvalidDecision
 from splitgym.sim.recorder import Recorder
-from splitgym.sim.reference import InvalidDecision, ReferenceEngine
+from splitgym.sim.reference import ReferenceEngine
 from splitgym.sim.rows import RequestRows
 from splitgym.view import ClusterView, Decision
 
-ENGINES = {"reference": ReferenceEngine}
+Engine = ReferenceEngine | CompiledEngine
+
+ENGINES: dict[str, type[Engine]] = {"reference": ReferenceEngine, "compiled": CompiledEngine}
 
 
 class Decider(Protocol):
@@ -63,21 +68,38 @@ def run(
     deciders = {policy} if warmup_policy is None else {policy, warmup_policy}
     for decider in deciders:
         start(decider, scenario)
-    while (view := simulation.advance()) is not None:
-        warming_up = warmup_policy is not None and view.time_s < scenario.warmup_s
-        decider = warmup_policy if warming_up and warmup_policy is not None else policy
-        decision = decider.decide(view)
-        request = simulation.pending_request
-        try:
-            simulation.decide(decision)
-        except (InvalidDecision, AttributeError, TypeError) as error:
-            due = f"request {request}" if request >= 0 else "a control tick"
-            raise SplitgymError(
-                f"policy {decider.name!r}, {due} at {view.time_s:.6g} s: {error}; "
-                "decide(view) must return a Decision within the view's masks"
-            ) from error
+    warmup_decider = policy if warmup_policy is None else warmup_policy
+    decide_all(simulation, policy, warmup_decider)
     simulation.finish()
     return RunResult(scenario, simulation.rows(), simulation.meters(), simulation.recorder, simulation.extrapolations())
+
+
+def decide_all(simulation: Engine, policy: Decider, warmup_policy: Decider) -> None:
+    """Drive an engine to the end of its decisions; heuristics that are compiled stay within compiled code."""
+    kernels, warmup_kernels = kernels_of(policy), kernels_of(warmup_policy)
+    if isinstance(simulation, CompiledEngine) and kernels is not None and warmup_kernels is not None:
+        refused = simulation.run_kernels(kernels, warmup_kernels)
+        if refused is not None:
+            due, decision = refused
+            decider = warmup_policy if due.time_s < simulation.scenario.warmup_s else policy
+            carry_out(simulation, decider, due, decision)
+        return
+    while (view := simulation.advance()) is not None:
+        decider = warmup_policy if view.time_s < simulation.scenario.warmup_s else policy
+        carry_out(simulation, decider, view, decider.decide(view))
+
+
+def carry_out(simulation: Engine, decider: Decider, view: ClusterView, decision: Decision) -> None:
+    """Carry out a decision, or say who decided what is not permitted."""
+    request = simulation.pending_request
+    try:
+        simulation.decide(decision)
+    except (InvalidDecision, AttributeError, TypeError) as error:
+        due = f"request {request}" if request >= 0 else "a control tick"
+        raise SplitgymError(
+            f"policy {decider.name!r}, {due} at {view.time_s:.6g} s: {error}; "
+            "decide(view) must return a Decision within the view's masks"
+        ) from error
 
 
 def start(decider: Decider, scenario: Scenario) -> None:

@@ -8,65 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitgym.hardware import LatencyLaw, load_profile
-from splitgym.randomness import Streams, hashed_uniform
-from splitgym.sim.cluster import Batching, Cluster, Scenario, Transfer
+from splitgym.randomness import Streams
+from splitgym.sim.cluster import Batching, Scenario
 from splitgym.sim.reference import ReferenceEngine
 from splitgym.sim.rows import COMPLETED
 from splitgym.sim.run import run
-from splitgym.view import TICK, ClusterView, Decision
+from splitgym.view import Decision
 from splitgym.workload import Requests
 from tests.sim.build import Fixed, Shortest, cluster, law, requests
-
-
-class Random:
-    """Any permitted machine, any permitted role change now and then."""
-
-    name = "random"
-
-    def __init__(self, key: int, change: float = 0.5) -> None:
-        self.key, self.change = key, change
-        self.count = 0
-
-    def reset(self, cluster: Cluster, seed: int) -> None:
-        self.count = 0
-
-    def pick(self, count: int) -> int:
-        self.count += 1
-        return int(hashed_uniform(self.key, 0, self.count) * count)
-
-    def decide(self, view: ClusterView) -> Decision:
-        if view.kind == TICK:
-            choices = np.argwhere(view.role_mask)
-            if not len(choices) or self.pick(1000) >= 1000 * self.change:
-                return Decision()
-            machine, role = choices[self.pick(len(choices))]
-            return Decision(role_changes=((int(machine), int(role)),))
-        prompts, tokens = np.flatnonzero(view.prompt_mask), np.flatnonzero(view.token_mask)
-        return Decision(int(prompts[self.pick(len(prompts))]), int(tokens[self.pick(len(tokens))]))
-
-
-@st.composite
-def scenarios(draw: st.DrawFn) -> Scenario:
-    roles = draw(st.sampled_from(["pt", "m", "ppt", "ptm", "pttm", "mm"]))
-    capacity = draw(st.sampled_from([400, 1_000, 1_000_000]))
-    mode = draw(st.sampled_from(["serialized", "layerwise"]))
-    batching = Batching(draw(st.sampled_from([100, 2048])), draw(st.sampled_from([2, 512])), 4)
-    rate = draw(st.sampled_from([0.3, 2.0, 10.0]))
-    count = draw(st.integers(1, 60))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    gaps_s = rng.exponential(1 / rate, count) * (rng.random(count) < 0.8)  # some arrive together
-    arrivals = Requests(
-        np.cumsum(gaps_s), rng.integers(1, 200, count), rng.integers(1, 60, count), np.full(count, 30.0)
-    )
-    tested = cluster(
-        roles,
-        latency=law(0.3, 0.05),
-        kv_capacity_tokens=capacity,
-        transfer=Transfer(mode, 0.01),
-        batching=batching,
-        switch_s=draw(st.sampled_from([0.0, 1.5])),
-    )
-    return Scenario(tested, arrivals, tick_s=draw(st.sampled_from([None, 0.7])))
+from tests.sim.drawn import Random, scenarios
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,5 @@
+"""The compiled engine."""
+
+from splitgym.sim.compiled.engine import CompiledEngine, Snapshot
+
+__all__ = ["CompiledEngine", "Snapshot"]

@@ -1,0 +1,213 @@
+"""The compiled engine: the contract of docs/simulator.md in Numba, equal to the reference engine to the last bit."""
+
+from __future__ import annotations
+
+import copy
+from operator import index
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.sim.books import Books
+from splitgym.sim.cluster import Scenario
+from splitgym.sim.compiled.kernel import Kernel, pointer
+from splitgym.sim.compiled.log import hand_over
+from splitgym.sim.compiled.loop import (
+    DUE,
+    INVALID,
+    LOG_IS_FULL,
+    OVER,
+    advance_to_view,
+    carry_out,
+    change,
+    follow_up,
+    run_kernels,
+    show,
+)
+from splitgym.sim.compiled.state import NO_DECISION, State, new_state, rows_of
+from splitgym.sim.compiled.totals import bring_up_to
+from splitgym.sim.ledger import Meters
+from splitgym.sim.outside import InvalidDecision, MachineState, describe_extrapolations, explain_refusal, explain_role
+from splitgym.sim.recorder import Recorder
+from splitgym.sim.rows import RequestRows
+from splitgym.view import LIFECYCLES, ROLES, ClusterView, Decision
+
+
+class Snapshot(NamedTuple):
+    """A state to go back to."""
+
+    arrays: tuple[npt.NDArray[Any], ...]
+    recorder: Recorder | None
+
+
+class CompiledEngine:
+    """One run of a scenario.
+
+    Args:
+        scenario: what is simulated.
+        record: keep the event log and the machines' activity (`recorder`).
+    """
+
+    def __init__(self, scenario: Scenario, *, record: bool = False) -> None:
+        self.scenario = scenario
+        self.books = Books(scenario.cluster)
+        self.recorder = Recorder() if record else None
+        self._desk = self.books.arrays
+        self._state: State = new_state(scenario, self.books, record=record)
+        self._run = self._state.run[0]
+        self._unchanged = np.full(scenario.cluster.num_machines, -1, np.int64)
+
+    @property
+    def now_s(self) -> float:
+        """The present."""
+        closed_s = float(self._run["closed_s"])
+        return closed_s if closed_s == closed_s else float(self._run["now_s"])
+
+    @property
+    def pending_request(self) -> int:
+        """Whose arrival asks for a decision; -1 at a tick."""
+        return int(self._run["pending_request"])
+
+    # --- driving ------------------------------------------------------------------------------------------------
+
+    def advance(self) -> ClusterView | None:
+        """Run to the next decision; ``None`` when the horizon is reached or everything is done."""
+        status = LOG_IS_FULL
+        while status == LOG_IS_FULL:
+            status = advance_to_view(self._state, self._desk)
+            self._hand_over()
+        return self._shown() if status == DUE else None
+
+    def view(self) -> ClusterView:
+        """What may be known for the decision that is due.
+
+        Raises:
+            RuntimeError: if none is.
+        """
+        self._need_pending()
+        show(self._state, self._desk, True)
+        return self._shown()
+
+    def decide(self, decision: Decision) -> None:
+        """Carry out the decision that is due.
+
+        Raises:
+            InvalidDecision: if it names what does not exist or is not permitted.
+            RuntimeError: if no decision is due.
+        """
+        self._need_pending()
+        if decision.role_changes:
+            self.change_roles(decision.role_changes)
+        prompt, token = index(decision.prompt_machine), index(decision.token_machine)
+        if not carry_out(self._state, self._desk, prompt, token, self._unchanged):
+            masks = self._desk.prompt_mask, self._desk.token_mask
+            raise InvalidDecision(explain_refusal(prompt, token, *masks, self._desk.rows))
+        self._hand_over()
+
+    def change_roles(self, changes: tuple[tuple[int, int], ...]) -> None:
+        """Change roles while a decision is due, without deciding it.
+
+        Raises:
+            InvalidDecision: if a machine or role does not exist or the change is not permitted.
+            RuntimeError: if no decision is due.
+        """
+        self._need_pending()
+        for machine, role in changes:
+            if not change(self._state, self._desk, index(machine), index(role)):
+                raise InvalidDecision(explain_role(machine, role, self._desk.rows))
+        self._hand_over()
+
+    def run_kernels(
+        self, decider: tuple[Kernel, Kernel], warmup_decider: tuple[Kernel, Kernel]
+    ) -> tuple[ClusterView, Decision] | None:
+        """Let compiled heuristics decide to the end, without Python in between.
+
+        Args:
+            decider: decides from ``scenario.warmup_s`` on, at arrivals and at ticks.
+            warmup_decider: decides before.
+
+        Returns:
+            ``None``; or a view and the decision made there, if that is not permitted. It is still due.
+        """
+        chosen, new_roles = np.zeros(2, np.int64), np.zeros_like(self._unchanged)
+        a, b, c, d = (kernel._replace(function=pointer(kernel.function)) for kernel in (*decider, *warmup_decider))
+        warmup_s = float(self.scenario.warmup_s)
+        status = LOG_IS_FULL
+        while status == LOG_IS_FULL:
+            status = run_kernels(self._state, self._desk, a, b, c, d, warmup_s, chosen, new_roles)
+            self._hand_over()
+        if status != INVALID:
+            return None
+        left = tuple((int(m), int(new_roles[m])) for m in np.flatnonzero(new_roles >= 0))
+        return self.view(), Decision(int(chosen[0]), int(chosen[1]), left)
+
+    def finish(self) -> None:
+        """After the horizon: nothing more arrives or is decided; what is unfinished is followed for ``drain_s``."""
+        last_s = float(self.scenario.horizon_s + self.scenario.drain_s)
+        while follow_up(self._state, self._desk, last_s) != OVER:
+            self._hand_over()
+        self._hand_over()
+
+    def clone_state(self) -> Snapshot:
+        """A copy of the state, to come back to with `restore_state`."""
+        arrays = tuple(array.copy() for array in (*self._state, *self._desk))
+        return Snapshot(arrays, copy.deepcopy(self.recorder))
+
+    def restore_state(self, snapshot: Snapshot) -> None:
+        """Go back to a state of this engine, or of another of the same scenario."""
+        for array, saved in zip((*self._state, *self._desk), snapshot.arrays, strict=True):
+            np.copyto(array, saved)
+        self.recorder = copy.deepcopy(snapshot.recorder)
+
+    def _need_pending(self) -> None:
+        if self._run["pending"] == NO_DECISION:
+            raise RuntimeError("no decision is due: call advance() first")
+
+    def _shown(self) -> ClusterView:
+        return self.books.filled_view(int(self._run["pending"]), self.now_s)
+
+    def _hand_over(self) -> None:
+        if self.recorder is not None:
+            hand_over(self._state, self.recorder)
+
+    # --- what is left behind ------------------------------------------------------------------------------------
+
+    def meters(self) -> Meters:
+        """Running totals up to now."""
+        time_s = self.now_s
+        bring_up_to(self._state, time_s)
+        run = self._run
+        return Meters(
+            time_s,
+            float(run["time_in_system_s"]),
+            float(run["slowdown"]),
+            int(run["ttft_missed"]),
+            int(run["tbt_missed"]),
+            float(run["busy_energy_j"] + run["idle_w"] * time_s),
+            int(run["arrived"]),
+            int(run["finished"]),
+            int(run["tokens_out"]),
+        )
+
+    def state(self) -> list[MachineState]:
+        """The machines as they are."""
+        names = ("queued", "batch_prompts", "decodes", "joining", "kv_used_tokens", "kv_capacity_tokens")
+        numbers = zip(*(self._state.machines[name].tolist() for name in names), strict=True)
+        roles, lifecycles = self._desk.rows[:, :2].astype(np.int64).T.tolist()
+        return [
+            MachineState(ROLES[role], LIFECYCLES[lifecycle], queued, prompts, decodes + joining, used, capacity)
+            for role, lifecycle, (queued, prompts, decodes, joining, used, capacity) in zip(
+                roles, lifecycles, numbers, strict=True
+            )
+        ]
+
+    def extrapolations(self) -> tuple[str, ...]:
+        """Where iterations left the range in which their latency law was measured, a line for each profile."""
+        names = ("most_batch_tokens", "most_decodes", "most_context")
+        largest = zip(*(self._state.machines[name].tolist() for name in names), strict=True)
+        return describe_extrapolations(self.scenario.cluster, list(largest))
+
+    def rows(self) -> RequestRows:
+        """One row for each request that has arrived."""
+        return rows_of(self._state, self.scenario, self.now_s)

@@ -1,0 +1,99 @@
+"""Binary heaps over arrays of TIMED records, and the keys of events: the contract's (kind, machine, request)."""
+
+from __future__ import annotations
+
+from splitgym.jit import lean_njit
+from splitgym.sim.clock import MACHINE_START
+from splitgym.sim.compiled.state import Records, State
+
+
+@lean_njit
+def event_key(kind: int, machine: int, request: int) -> int:
+    """What orders events of one instant."""
+    return (kind << 20 | machine) << 32 | request
+
+
+@lean_njit
+def key_kind(key: int) -> int:
+    """The kind in a key."""
+    return key >> 52
+
+
+@lean_njit
+def key_machine(key: int) -> int:
+    """The machine in a key."""
+    return (key >> 32) & 0xFFFFF
+
+
+@lean_njit
+def key_request(key: int) -> int:
+    """The request in a key."""
+    return key & 0xFFFFFFFF
+
+
+@lean_njit
+def push(heap: Records, count: int, time_s: float, key: int) -> None:
+    """Add an entry to the ``count`` of ``heap``."""
+    place = count
+    while place > 0:
+        parent = (place - 1) >> 1
+        above_s, above_key = heap[parent].time_s, heap[parent].key
+        if above_s < time_s or (above_s == time_s and above_key < key):
+            break
+        heap[place].time_s = above_s
+        heap[place].key = above_key
+        place = parent
+    heap[place].time_s = time_s
+    heap[place].key = key
+
+
+@lean_njit
+def pop(heap: Records, count: int) -> None:
+    """Take the first entry away from the ``count`` of ``heap``."""
+    last = count - 1
+    time_s, key = heap[last].time_s, heap[last].key
+    place = 0
+    while True:
+        child = 2 * place + 1
+        if child >= last:
+            break
+        child_s, child_key = heap[child].time_s, heap[child].key
+        if child + 1 < last:
+            other_s, other_key = heap[child + 1].time_s, heap[child + 1].key
+            if other_s < child_s or (other_s == child_s and other_key < child_key):
+                child += 1
+                child_s, child_key = other_s, other_key
+        if time_s < child_s or (time_s == child_s and key < child_key):
+            break
+        heap[place].time_s = child_s
+        heap[place].key = child_key
+        place = child
+    heap[place].time_s = time_s
+    heap[place].key = key
+
+
+@lean_njit
+def plan(s: State, time_s: float, kind: int, machine: int, request: int) -> None:
+    """An event is to happen at ``time_s``."""
+    run = s.run[0]
+    push(s.events, run.events, time_s, event_key(kind, machine, request))
+    run.events += 1
+
+
+@lean_njit
+def note_change(s: State, m: int) -> None:
+    """The books' row of a machine changes: its features are to be written anew for the next view."""
+    if not s.changes[m].is_listed:
+        run = s.run[0]
+        s.changes[m].is_listed = True
+        s.changes[run.changes].machine = m
+        run.changes += 1
+
+
+@lean_njit
+def make_runnable(s: State, m: int) -> None:
+    """Let an idle machine form a batch once everything of this instant has happened."""
+    machine = s.machines[m]
+    if machine.is_idle:
+        machine.is_idle = False
+        plan(s, s.run[0].now_s, MACHINE_START, m, 0)

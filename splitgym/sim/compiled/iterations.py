@@ -1,0 +1,308 @@
+"""What a machine does, as in `splitgym.sim.iterations`: form a batch, process it, hand out its tokens."""
+
+from __future__ import annotations
+
+from splitgym.hardware.latency import iteration_s
+from splitgym.jit import lean_njit
+from splitgym.sim import books as b
+from splitgym.sim.clock import ITERATION_END, MACHINE_START
+from splitgym.sim.compiled import log as lg
+from splitgym.sim.compiled.decoding import (
+    FORCED,
+    LEFT_OUT,
+    SERVED,
+    join_decodes,
+    serve_all,
+    serve_some,
+    whole_tokens,
+)
+from splitgym.sim.compiled.events import note_change, plan
+from splitgym.sim.compiled.memory import admits, free, join, receive, send, wait_for_room
+from splitgym.sim.compiled.state import State
+from splitgym.sim.compiled.totals import count_finish, count_first_token
+from splitgym.sim.rows import COMPLETED
+from splitgym.view import SWITCHING
+
+
+@lean_njit
+def start_machine(s: State, m: int) -> None:
+    """Form a batch and begin its iteration, or wait for work."""
+    if form_batch(s, m):
+        run = s.run[0]
+        plan(s, run.now_s + start_iteration(s, m), ITERATION_END, m, 0)
+    else:
+        s.machines[m].is_idle = True
+
+
+@lean_njit
+def form_batch(s: State, m: int) -> bool:
+    """Forced decodes, then prompts first come first served, then decodes in order of arrival; whether there are any."""
+    if s.books[m, b.LIFECYCLE] == SWITCHING:
+        return False
+    machine, run = s.machines[m], s.run[0]
+    if machine.joining > 0:
+        take_in(s, m)
+    forced = count_forced(s, m) if machine.has_left_out else 0
+    size = tokens = forced
+    machine.batch_first = machine.queue_first
+    machine.batch_prompts = 0
+    while machine.queue_first >= 0 and size < run.max_batch_size:
+        r = machine.queue_first
+        prompt_tokens = s.requests[r].prompt_tokens
+        if size > 0 and tokens + prompt_tokens > run.max_batch_tokens:
+            break
+        if not reserve_for_prompt(s, m, r):
+            break
+        machine.queue_first = s.requests[r].next
+        machine.batch_prompts += 1
+        size += 1
+        tokens += prompt_tokens
+    if machine.queue_first < 0:
+        machine.queue_last = -1
+    machine.queued -= machine.batch_prompts
+    room = max(min(run.max_batch_size - size, run.max_batch_tokens - tokens), 0)
+    machine.batch_serves_all = machine.decodes - forced <= room
+    if machine.batch_serves_all:
+        machine.batch_decodes = machine.decodes
+        return machine.batch_prompts > 0 or machine.decodes > 0  # type: ignore[no-any-return]
+    mark_served(s, m, forced, room)
+    machine.batch_decodes = forced + room
+    return True
+
+
+@lean_njit
+def take_in(s: State, m: int) -> None:
+    """Decodes whose cache has arrived take their place."""
+    machine = s.machines[m]
+    r = machine.joining_first
+    while r >= 0:
+        following = s.requests[r].next
+        s.books[m, b.TOKEN_WEIGHT] += s.requests[r].token_weight
+        join_decodes(s, m, r)
+        r = following
+    machine.joining_first = machine.joining_last = -1
+    machine.joining = 0
+
+
+@lean_njit
+def count_forced(s: State, m: int) -> int:
+    """Decodes passed over too often, as many as fit."""
+    run = s.run[0]
+    forced = 0
+    r = s.machines[m].oldest
+    while r >= 0 and forced < min(run.max_batch_size, run.max_batch_tokens):
+        if s.requests[r].passed_over >= run.max_preemptions:
+            forced += 1
+        r = s.requests[r].after
+    return forced
+
+
+@lean_njit
+def mark_served(s: State, m: int, forced: int, room: int) -> None:
+    """Mark who gets a token: the ``forced`` and, of the others, ``room``."""
+    max_preemptions = s.run[0].max_preemptions
+    r = s.machines[m].oldest
+    while r >= 0:
+        request = s.requests[r]
+        if forced > 0 and request.passed_over >= max_preemptions:
+            request.served = FORCED
+            forced -= 1
+        elif room > 0:
+            request.served = SERVED
+            room -= 1
+        else:
+            request.served = LEFT_OUT
+        r = request.after
+
+
+@lean_njit
+def reserve_for_prompt(s: State, m: int, r: int) -> bool:
+    """Take the memory a prompt needs before its iteration, here and, layer-wise, at its destination."""
+    if not admits(s, m):
+        return False
+    machine, request = s.machines[m], s.requests[r]
+    need = need_here(s, m, r)
+    if need > machine.kv_capacity_tokens - machine.kv_used_tokens:
+        return False
+    if s.run[0].is_layerwise and request.output_tokens > 1 and request.token_machine != m:
+        d = request.token_machine
+        destination = s.machines[d]
+        whole = whole_tokens(s, r)
+        if whole > destination.kv_capacity_tokens - destination.kv_used_tokens or not admits(s, d):
+            if not s.blocked[d, m]:
+                s.blocked[d, m] = True
+                destination.blocked += 1
+            return False
+        destination.kv_used_tokens += whole
+    machine.kv_used_tokens += need
+    return True
+
+
+@lean_njit
+def need_here(s: State, m: int, r: int) -> int:
+    """KV tokens a request takes on its prompt machine: all of it where its token phase follows there."""
+    request = s.requests[r]
+    return whole_tokens(s, r) if request.token_machine == m else request.prompt_tokens + 1
+
+
+@lean_njit
+def start_iteration(s: State, m: int) -> float:
+    """Returns how long it takes."""
+    note_change(s, m)
+    machine, row, run = s.machines[m], s.books[m], s.run[0]
+    prompt_tokens = attention = 0
+    count = machine.batch_prompts
+    r = machine.batch_first
+    for _ in range(count):
+        request = s.requests[r]
+        prompt_tokens += request.prompt_tokens
+        attention += request.prompt_tokens * request.prompt_tokens
+        request.prompt_start_s = run.now_s
+        r = request.next
+    if count > 0:
+        row[b.WAITING] -= count
+        row[b.RUNNING] += count
+        row[b.KV_HELD] += prompt_tokens + count
+    context = machine.context_tokens if machine.batch_serves_all else served_context(s, m)
+    decodes = machine.batch_decodes
+    duration_s = iteration_s(s.laws[m], prompt_tokens, count, attention, 0, decodes, context)
+    machine.is_busy = True
+    machine.batch_start_s = run.now_s
+    machine.most_batch_tokens = max(machine.most_batch_tokens, prompt_tokens + decodes if count > 0 else 0)
+    machine.most_decodes = max(machine.most_decodes, decodes)
+    machine.most_context = max(machine.most_context, context)
+    run.busy_energy_j += duration_s * (machine.prompt_power_w if count > 0 else machine.decode_power_w)
+    return duration_s
+
+
+@lean_njit
+def served_context(s: State, m: int) -> int:
+    """Σ prompt and tokens so far of those marked as served."""
+    clock = s.machines[m].decode_clock
+    total = 0
+    r = s.machines[m].oldest
+    while r >= 0:
+        request = s.requests[r]
+        if request.served != LEFT_OUT:
+            total += whole_tokens(s, r) - (request.ends_at - clock)
+        r = request.after
+    return total
+
+
+@lean_njit
+def end_iteration(s: State, m: int) -> None:
+    """Hand out the tokens: decodes first, then the first tokens of prompts, which join afterwards."""
+    note_change(s, m)
+    machine, row = s.machines[m], s.books[m]
+    machine.is_busy = False
+    count = machine.batch_prompts
+    if machine.batch_decodes > 0 or not machine.batch_serves_all:
+        end_decodes(s, m)
+    r = machine.batch_first
+    for _ in range(count):
+        following = s.requests[r].next
+        end_prompt(s, m, r)
+        r = following
+    machine.batch_prompts = 0
+    if count > 0:
+        row[b.RUNNING] -= count
+        if row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
+            row[b.PENDING_S] = row[b.PROMPT_WEIGHT] = row[b.PROMPT_WEIGHTED_S] = 0.0
+    lg.log_stretch(s, lg.ITERATION, m, -1, machine.batch_start_s, count, machine.batch_decodes)
+    plan(s, s.run[0].now_s, MACHINE_START, m, 0)
+
+
+@lean_njit
+def end_decodes(s: State, m: int) -> None:
+    """A token for each decode of the batch; those that are done leave and free their memory."""
+    machine, row, run = s.machines[m], s.books[m], s.run[0]
+    row[b.CONTEXT] += machine.batch_decodes
+    row[b.KV_HELD] += machine.batch_decodes
+    row[b.REMAINING] -= machine.batch_decodes
+    run.tokens_out += machine.batch_decodes
+    if machine.batch_serves_all:
+        row[b.TOKEN_WEIGHTED] -= row[b.TOKEN_WEIGHT]
+        r = serve_all(s, m, run.now_s)
+    else:
+        row[b.TOKEN_WEIGHTED] -= served_weight(s, m)
+        r = serve_some(s, m, run.now_s)
+    some = r >= 0
+    while r >= 0:
+        following = s.requests[r].next
+        whole = whole_tokens(s, r)
+        row[b.DECODES] -= 1
+        row[b.RUNNING] -= 1
+        row[b.CONTEXT] -= whole
+        row[b.KV_HELD] -= whole
+        row[b.TOKEN_WEIGHT] -= s.requests[r].token_weight
+        finish(s, r, m)
+        free(s, m, whole)
+        r = following
+    if some and row[b.DECODES] + row[b.COMING] == 0:
+        row[b.REMAINING] = row[b.TOKEN_WEIGHT] = row[b.TOKEN_WEIGHTED] = 0.0
+
+
+@lean_njit
+def served_weight(s: State, m: int) -> float:
+    """Σ weight of those marked as served: the forced first, each in order of arrival."""
+    total = 0.0
+    for mark in (FORCED, SERVED):
+        r = s.machines[m].oldest
+        while r >= 0:
+            if s.requests[r].served == mark:
+                total += s.requests[r].token_weight
+            r = s.requests[r].after
+    return total
+
+
+@lean_njit
+def end_prompt(s: State, m: int, r: int) -> None:
+    """The first token is out; the cache stays, is sent, or is dropped where this was the last token."""
+    machine, row, request, run = s.machines[m], s.books[m], s.requests[r], s.run[0]
+    prompt_tokens, output_tokens = request.prompt_tokens, request.output_tokens
+    request.first_token_s = run.now_s
+    lg.log(s, lg.FIRST_TOKEN, m, r)
+    count_first_token(s, r, run.now_s)
+    work_s = request.prompt_work_s
+    row[b.PENDING_PROMPTS] -= 1
+    row[b.PENDING_TOKENS] -= prompt_tokens
+    row[b.PENDING_S] -= work_s
+    row[b.PROMPT_SINCE_S] = run.now_s
+    row[b.PROMPT_WEIGHTED_S] -= row[b.PROMPT_WEIGHT] * work_s
+    row[b.PROMPT_WEIGHT] -= request.prompt_weight
+
+    d = request.token_machine
+    note_change(s, d)
+    token_row = s.books[d]
+    token_row[b.COMING] -= 1
+    token_row[b.COMING_CONTEXT] -= prompt_tokens + 1
+    if output_tokens == 1:
+        row[b.KV_HELD] -= prompt_tokens + 1
+        if d != m:
+            row[b.BOOKED_KV] -= prompt_tokens + 1
+        finish(s, r, d)
+        free(s, m, need_here(s, m, r))
+        return
+    token_row[b.DECODES] += 1
+    token_row[b.CONTEXT] += prompt_tokens + 1
+    if d == m:
+        join(s, r, m)
+        return
+    machine.outgoing += 1
+    if run.is_layerwise:
+        send(s, r)
+    else:
+        wait_for_room(s, d, r)
+        receive(s, d)
+
+
+@lean_njit
+def finish(s: State, r: int, m: int) -> None:
+    """The last token is out."""
+    request, row, now_s = s.requests[r], s.books[m], s.run[0].now_s
+    request.finish_s = now_s
+    request.status = COMPLETED
+    row[b.REMAINING] += request.output_tokens - request.predicted
+    row[b.BOOKED_KV] -= request.prompt_tokens + request.predicted
+    lg.log(s, lg.FINISH, m, r)
+    count_finish(s, r, now_s)

@@ -1,0 +1,307 @@
+"""The loop of a compiled run: to the next decision, through it, and after the horizon."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.hardware.latency import iteration_s
+from splitgym.jit import lean_njit
+from splitgym.sim import books as b
+from splitgym.sim.books import BookArrays, count_arrival_rate, fill_counts, fill_request, fill_times, renew_masks
+from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, MACHINE_START, TRANSFER_END
+from splitgym.sim.compiled import log as lg
+from splitgym.sim.compiled.decoding import whole_tokens
+from splitgym.sim.compiled.events import key_kind, key_machine, key_request, make_runnable, note_change, pop
+from splitgym.sim.compiled.iterations import end_iteration, need_here, start_machine
+from splitgym.sim.compiled.kernel import Kernel
+from splitgym.sim.compiled.memory import end_transfer
+from splitgym.sim.compiled.roles import change_role, end_switch, settle
+from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
+from splitgym.sim.compiled.totals import count_arrival
+from splitgym.sim.rows import FAILED
+from splitgym.view import ARRIVAL as ARRIVAL_DECISION
+from splitgym.view import TICK
+
+IntArray = npt.NDArray[np.int64]
+
+OVER, DUE, LOG_IS_FULL, INVALID = range(4)
+"""Why compiled code returns: nothing is left to decide, a decision is due, the log must be emptied, a bad decision."""
+
+
+@lean_njit
+def next_event_s(s: State) -> float:
+    """When the next event happens."""
+    run = s.run[0]
+    first_s = s.events[0].time_s if run.events > 0 else NEVER_S
+    return min(first_s, run.next_arrival_s, run.next_tick_s)  # type: ignore[no-any-return]
+
+
+@lean_njit
+def step(s: State, desk: BookArrays) -> None:
+    """One event."""
+    run = s.run[0]
+    time_s, kind = NEVER_S, MACHINE_START + 1
+    if run.events > 0:
+        time_s, kind = s.events[0].time_s, key_kind(s.events[0].key)
+    if run.next_arrival_s < time_s or (run.next_arrival_s == time_s and kind > ARRIVAL):
+        time_s, kind = run.next_arrival_s, ARRIVAL
+    if run.next_tick_s < time_s or (run.next_tick_s == time_s and kind > CONTROL_TICK):
+        time_s, kind = run.next_tick_s, CONTROL_TICK
+    run.now_s = time_s
+    if kind == ARRIVAL:
+        arrive(s, desk)
+    elif kind == CONTROL_TICK:
+        tick(s)
+    else:
+        key = s.events[0].key
+        pop(s.events, run.events)
+        run.events -= 1
+        if kind == ITERATION_END:
+            end_iteration(s, key_machine(key))
+        elif kind == MACHINE_START:
+            start_machine(s, key_machine(key))
+        elif kind == TRANSFER_END:
+            end_transfer(s, key_request(key))
+        else:
+            end_switch(s, key_machine(key))
+    if run.first_draining >= 0:
+        settle(s)
+
+
+@lean_njit
+def arrive(s: State, desk: BookArrays) -> None:
+    """A request arrives; a decision is due where it fits."""
+    run = s.run[0]
+    if run.follow_up:
+        run.arrivals_over = True
+        run.next_arrival_s = NEVER_S
+        return
+    r = run.next_arrival
+    request = s.requests[r]
+    count_arrival_rate(run.now_s, request.prompt_tokens, request.predicted, desk.arrived, desk.window)
+    count_arrival(s, r, run.now_s)
+    lg.log(s, lg.ARRIVED, -1, r)
+    renew_masks(request.prompt_tokens, desk)
+    if whole_tokens(s, r) <= desk.masked[1]:
+        run.pending = ARRIVAL_DECISION
+        run.pending_request = r
+    else:
+        fail(s, r)
+    run.next_arrival += 1
+    run.next_arrival_s = s.requests[r + 1].arrival_s if r + 1 < run.num_requests else NEVER_S
+    if r + 1 == run.num_requests or run.next_arrival_s > run.horizon_s:
+        run.arrivals_over = True
+        run.next_arrival_s = NEVER_S
+
+
+@lean_njit
+def tick(s: State) -> None:
+    """A decision about roles is due, unless nothing but ticks is left."""
+    run = s.run[0]
+    run.next_tick_s = NEVER_S
+    if run.follow_up or next_event_s(s) == NEVER_S:
+        return
+    run.pending = TICK
+    run.ticks += 1
+    run.next_tick_s = run.ticks * run.tick_s
+
+
+@lean_njit
+def fail(s: State, r: int) -> None:
+    """The request fits nowhere."""
+    s.requests[r].status = FAILED
+    lg.log(s, lg.FAILED, -1, r)
+
+
+@lean_njit
+def advance(s: State, desk: BookArrays) -> int:
+    """Run to the next decision; returns OVER, DUE or LOG_IS_FULL."""
+    run = s.run[0]
+    while run.pending == NO_DECISION:
+        next_s = next_event_s(s)
+        if (run.arrivals_over and run.unfinished == 0) or next_s > run.horizon_s or next_s == NEVER_S:
+            if run.horizon_s != NEVER_S:
+                run.closed_s = run.horizon_s
+            return OVER
+        if run.log_lines > LOG_CHUNK:
+            return LOG_IS_FULL
+        step(s, desk)
+    return DUE
+
+
+@lean_njit
+def show(s: State, desk: BookArrays, with_times: bool) -> None:
+    """Bring the view up to date for the decision that is due; without what `fill_times` writes if nobody reads it."""
+    run = s.run[0]
+    prompt_tokens, predicted = 0, 0.0
+    if run.pending_request >= 0:
+        request = s.requests[run.pending_request]
+        prompt_tokens, predicted = request.prompt_tokens, request.predicted
+    is_tick = run.pending == TICK
+    renew_masks(prompt_tokens, desk)
+    for i in range(run.changes):
+        m = s.changes[i].machine
+        s.changes[m].is_listed = False
+        fill_counts(m, desk)
+    run.changes = 0
+    fill_request(is_tick, run.now_s, prompt_tokens, predicted, desk)
+    if with_times:
+        fill_times(is_tick, run.now_s, prompt_tokens, desk)
+
+
+@lean_njit
+def advance_to_view(s: State, desk: BookArrays) -> int:
+    """`advance`, and the whole view where a decision is due."""
+    status = advance(s, desk)
+    if status == DUE:
+        show(s, desk, True)
+    return status
+
+
+@lean_njit
+def assign(s: State, prompt: int, token: int) -> None:
+    """Carry out the decision that is due, which is permitted."""
+    run = s.run[0]
+    r = run.pending_request
+    run.pending = NO_DECISION
+    run.pending_request = -1
+    if r < 0:
+        return
+    request = s.requests[r]
+    request.prompt_machine = prompt
+    request.token_machine = token
+    lg.log(s, lg.ASSIGNED, prompt, r)
+    whole = whole_tokens(s, r)
+    machine = s.machines[prompt]
+    if need_here(s, prompt, r) > machine.kv_capacity_tokens or whole > s.machines[token].kv_capacity_tokens:
+        fail(s, r)
+        return
+    prompt_tokens, predicted, weight = request.prompt_tokens, request.predicted, request.prompt_weight
+    work_s = iteration_s(s.laws[prompt], prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
+    request.prompt_work_s = work_s
+    note_change(s, prompt)
+    note_change(s, token)
+    row = s.books[prompt]
+    if row[b.PENDING_PROMPTS] == 0:
+        row[b.PROMPT_SINCE_S] = run.now_s
+    row[b.PENDING_PROMPTS] += 1
+    row[b.PENDING_TOKENS] += prompt_tokens
+    row[b.PENDING_S] += work_s
+    row[b.PROMPT_WEIGHT] += weight
+    row[b.PROMPT_WEIGHTED_S] += weight * row[b.PENDING_S]
+    row[b.WAITING] += 1
+    if prompt != token:
+        row[b.BOOKED_KV] += prompt_tokens + 1
+    row = s.books[token]
+    row[b.COMING] += 1
+    row[b.COMING_CONTEXT] += prompt_tokens + 1
+    row[b.REMAINING] += predicted - 1
+    row[b.BOOKED_KV] += prompt_tokens + predicted
+    row[b.TOKEN_WEIGHTED] += request.token_weight * (request.output_tokens - 1)
+    request.next = -1
+    if machine.queue_last < 0:
+        machine.queue_first = r
+    else:
+        s.requests[machine.queue_last].next = r
+    machine.queue_last = r
+    machine.queued += 1
+    make_runnable(s, prompt)
+
+
+@lean_njit
+def change(s: State, desk: BookArrays, m: int, role: int) -> bool:
+    """Change a role, if that is permitted."""
+    if not (0 <= m < len(s.machines) and 0 <= role < 3):
+        return False
+    renew_masks(0, desk)
+    if not desk.role_mask[m, role]:
+        return False
+    change_role(s, m, role)
+    return True
+
+
+@lean_njit
+def carry_out(s: State, desk: BookArrays, prompt: int, token: int, new_roles: IntArray) -> bool:
+    """Change roles and assign; ``False``, and the changes still to make in ``new_roles``, where it is not permitted."""
+    count = len(s.machines)
+    largest = -1
+    for m in range(count):
+        largest = max(largest, new_roles[m])
+    if largest >= 0:
+        for m in range(count):
+            if new_roles[m] >= 0:
+                if not change(s, desk, m, new_roles[m]):
+                    return False
+                new_roles[m] = -1
+    if s.run[0].pending_request >= 0:
+        renew_masks(s.requests[s.run[0].pending_request].prompt_tokens, desk)
+        if not (0 <= prompt < count and desk.prompt_mask[prompt] and 0 <= token < count and desk.token_mask[token]):
+            return False
+    assign(s, prompt, token)
+    return True
+
+
+@lean_njit
+def run_kernels(
+    s: State,
+    desk: BookArrays,
+    at_arrival: Kernel,
+    at_tick: Kernel,
+    warming_up: Kernel,
+    warming_up_at_tick: Kernel,
+    warmup_s: float,
+    chosen: IntArray,
+    new_roles: IntArray,
+) -> int:
+    """Run to the end of the decisions; returns OVER, LOG_IS_FULL, or INVALID and the decision left to make."""
+    run = s.run[0]
+    new_roles[:] = -1
+    while True:
+        status = advance(s, desk)
+        if status != DUE:
+            return status
+        is_tick = run.pending == TICK
+        if run.now_s < warmup_s:
+            kernel = warming_up_at_tick if is_tick else warming_up
+        else:
+            kernel = at_tick if is_tick else at_arrival
+        show(s, desk, kernel.reads_times)
+        prompt, token = kernel.function(
+            run.pending,
+            run.now_s,
+            desk.machines,
+            desk.request,
+            desk.cluster,
+            desk.prompt_mask,
+            desk.token_mask,
+            desk.role_mask,
+            kernel.params,
+            kernel.state,
+            new_roles,
+        )
+        if not carry_out(s, desk, prompt, token, new_roles):
+            chosen[0] = prompt
+            chosen[1] = token
+            return INVALID
+
+
+@lean_njit
+def follow_up(s: State, desk: BookArrays, last_s: float) -> int:
+    """Nothing more arrives or is decided: follow what is unfinished until ``last_s``; OVER or LOG_IS_FULL."""
+    run = s.run[0]
+    run.follow_up = True
+    run.pending = NO_DECISION
+    while run.unfinished > 0:
+        next_s = next_event_s(s)
+        if next_s > last_s or next_s == NEVER_S:
+            break
+        if run.log_lines > LOG_CHUNK:
+            return LOG_IS_FULL
+        step(s, desk)
+    if run.horizon_s != NEVER_S:
+        is_cut = run.unfinished > 0 and last_s != NEVER_S
+        run.closed_s = last_s if is_cut else max(run.now_s, run.horizon_s)
+    else:
+        run.closed_s = run.now_s
+    return OVER

@@ -1,0 +1,137 @@
+"""KV memory and KV transfer, as in `splitgym.sim.transfers`, and what of a machine's work is left."""
+
+from __future__ import annotations
+
+from splitgym.jit import lean_njit
+from splitgym.sim import books as b
+from splitgym.sim.clock import TRANSFER_END
+from splitgym.sim.compiled import log as lg
+from splitgym.sim.compiled.decoding import whole_tokens
+from splitgym.sim.compiled.events import make_runnable, note_change, plan
+from splitgym.sim.compiled.state import State
+from splitgym.view import DRAINING, READY
+
+
+@lean_njit
+def lost_work_is_done(s: State, m: int) -> bool:
+    """Whether nothing of the phases it gives up is left."""
+    machine, row = s.machines[m], s.books[m]
+    prompts = machine.loses_prompts and (row[b.PENDING_PROMPTS] > 0 or machine.outgoing > 0)
+    tokens = machine.loses_tokens and row[b.DECODES] + row[b.COMING] > 0
+    return not prompts and not tokens
+
+
+@lean_njit
+def admits(s: State, m: int) -> bool:
+    """Whether it takes in new work. One about to restart, its old phase over, only finishes what it holds."""
+    lifecycle = s.books[m, b.LIFECYCLE]
+    if lifecycle == DRAINING:
+        return s.run[0].switch_s == 0 or not lost_work_is_done(s, m)
+    return lifecycle == READY  # type: ignore[no-any-return]
+
+
+@lean_njit
+def free(s: State, m: int, tokens: int) -> None:
+    """Give memory back."""
+    s.machines[m].kv_used_tokens -= tokens
+    offer_room(s, m)
+
+
+@lean_njit
+def offer_room(s: State, m: int) -> None:
+    """First to caches waiting for room here, then to prompts, of other machines and its own."""
+    receive(s, m)
+    machine = s.machines[m]
+    if machine.blocked > 0:
+        machine.blocked = 0
+        for other in range(len(s.machines)):
+            if s.blocked[m, other]:
+                s.blocked[m, other] = False
+                make_runnable(s, other)
+    make_runnable(s, m)
+
+
+@lean_njit
+def receive(s: State, m: int) -> None:
+    """Serialized: reserve room for waiting caches, first come first served, and send them."""
+    machine = s.machines[m]
+    while machine.inbox_first >= 0 and admits(s, m):
+        r = machine.inbox_first
+        whole = whole_tokens(s, r)
+        if whole > machine.kv_capacity_tokens - machine.kv_used_tokens:
+            return
+        machine.inbox_first = s.requests[r].next
+        if machine.inbox_first < 0:
+            machine.inbox_last = -1
+        note_change(s, m)
+        s.books[m, b.WAITING] -= 1
+        machine.kv_used_tokens += whole
+        send(s, r)
+
+
+@lean_njit
+def wait_for_room(s: State, m: int, r: int) -> None:
+    """Put a cache last in the inbox of ``m``."""
+    machine = s.machines[m]
+    s.requests[r].next = -1
+    if machine.inbox_last < 0:
+        machine.inbox_first = r
+    else:
+        s.requests[machine.inbox_last].next = r
+    machine.inbox_last = r
+    note_change(s, m)
+    s.books[m, b.WAITING] += 1
+
+
+@lean_njit
+def send(s: State, r: int) -> None:
+    """Put a cache on its way; what is seen of it after the prompt phase depends on the transfer mode."""
+    run, request = s.run[0], s.requests[r]
+    size_bytes = float(run.kv_bytes_per_token * request.prompt_tokens)
+    bytes_per_s = min(
+        s.machines[request.prompt_machine].link_bytes_per_s, s.machines[request.token_machine].link_bytes_per_s
+    )
+    visible_bytes = size_bytes
+    if run.is_layerwise:
+        iteration_duration_s = run.now_s - request.prompt_start_s
+        hidden_bytes = bytes_per_s * iteration_duration_s * (run.layers - 1) / run.layers
+        visible_bytes = max(size_bytes / run.layers, size_bytes - hidden_bytes)
+    request.transfer_start_s = run.now_s
+    lg.log(s, lg.TRANSFER_START, request.prompt_machine, r)
+    end_s = run.now_s + (run.overhead_s + visible_bytes / bytes_per_s)
+    plan(s, end_s, TRANSFER_END, request.token_machine, r)
+
+
+@lean_njit
+def end_transfer(s: State, r: int) -> None:
+    """The cache is at its token machine, and gone from its prompt machine."""
+    request = s.requests[r]
+    source, destination = request.prompt_machine, request.token_machine
+    request.transfer_end_s = s.run[0].now_s
+    lg.log(s, lg.TRANSFER_END, destination, r)
+    lg.log_stretch(s, lg.TRANSFER, source, r, request.transfer_start_s, 0, 0)
+    held = request.prompt_tokens + 1
+    s.machines[source].outgoing -= 1
+    note_change(s, source)
+    note_change(s, destination)
+    s.books[source, b.KV_HELD] -= held
+    s.books[source, b.BOOKED_KV] -= held
+    s.books[destination, b.KV_HELD] += held
+    join(s, r, destination)
+    free(s, source, held)
+
+
+@lean_njit
+def join(s: State, r: int, m: int) -> None:
+    """The cache is here: a place in the batch from the next iteration on."""
+    machine = s.machines[m]
+    note_change(s, m)
+    s.books[m, b.RUNNING] += 1
+    s.requests[r].next = -1
+    if machine.joining_last < 0:
+        machine.joining_first = r
+    else:
+        s.requests[machine.joining_last].next = r
+    machine.joining_last = r
+    machine.joining += 1
+    make_runnable(s, m)

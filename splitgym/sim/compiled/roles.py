@@ -1,0 +1,88 @@
+"""Roles change at a cost, as in `splitgym.sim.roles`."""
+
+from __future__ import annotations
+
+from splitgym.jit import lean_njit
+from splitgym.sim import books as b
+from splitgym.sim.clock import ROLE_READY
+from splitgym.sim.compiled import log as lg
+from splitgym.sim.compiled.events import note_change, plan
+from splitgym.sim.compiled.memory import lost_work_is_done, offer_room
+from splitgym.sim.compiled.state import State
+from splitgym.view import DRAINING, MIXED, PROMPT, READY, SWITCHING, TOKEN
+
+
+@lean_njit
+def change_role(s: State, m: int, role: int) -> None:
+    """Becoming mixed only permits more and is done at once; giving up a phase drains, then takes ``switch_s``."""
+    machine, row, run = s.machines[m], s.books[m], s.run[0]
+    old = int(row[b.ROLE])
+    row[b.ROLE] = role
+    note_new_role(s, m)
+    lg.log(s, lg.ROLE + role, m, -1)
+    if role == MIXED:
+        return
+    row[b.LIFECYCLE] = DRAINING
+    machine.loses_prompts = old != TOKEN and role != PROMPT
+    machine.loses_tokens = old != PROMPT and role != TOKEN
+    machine.next_draining = -1
+    if run.last_draining < 0:
+        run.first_draining = m
+    else:
+        s.machines[run.last_draining].next_draining = m
+    run.last_draining = m
+    settle(s)
+
+
+@lean_njit
+def settle(s: State) -> None:
+    """Let machines go on whose draining is over."""
+    run = s.run[0]
+    before = -1
+    m = run.first_draining
+    while m >= 0:
+        machine = s.machines[m]
+        following = machine.next_draining
+        at_once = run.switch_s == 0
+        if lost_work_is_done(s, m) and (at_once or (machine.kv_used_tokens == 0 and not machine.is_busy)):
+            if before < 0:
+                run.first_draining = following
+            else:
+                s.machines[before].next_draining = following
+            if following < 0:
+                run.last_draining = before
+            if at_once:
+                become_ready(s, m)
+            else:
+                s.books[m, b.LIFECYCLE] = SWITCHING
+                note_new_role(s, m)
+                machine.switch_start_s = run.now_s
+                lg.log(s, lg.SWITCHING, m, -1)
+                plan(s, run.now_s + run.switch_s, ROLE_READY, m, 0)
+        else:
+            before = m
+        m = following
+
+
+@lean_njit
+def end_switch(s: State, m: int) -> None:
+    """The machine has restarted."""
+    lg.log_stretch(s, lg.SWITCH, m, -1, s.machines[m].switch_start_s, 0, 0)
+    become_ready(s, m)
+
+
+@lean_njit
+def become_ready(s: State, m: int) -> None:
+    """It serves in its new role."""
+    s.books[m, b.LIFECYCLE] = READY
+    note_new_role(s, m)
+    s.machines[m].loses_prompts = s.machines[m].loses_tokens = False
+    lg.log(s, lg.READY, m, -1)
+    offer_room(s, m)
+
+
+@lean_njit
+def note_new_role(s: State, m: int) -> None:
+    """Role or lifecycle of a machine changes: masks are to be filled anew, too."""
+    note_change(s, m)
+    s.masked[0] = -1

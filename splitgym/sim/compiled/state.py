@@ -1,0 +1,299 @@
+"""The state of a compiled run: a few arrays of records, which is all there is to copy."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.sim.books import Books
+from splitgym.sim.cluster import Scenario
+from splitgym.sim.ledger import baseline_of
+from splitgym.sim.rows import IN_FLIGHT, RequestRows
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+Records = npt.NDArray[np.void]
+
+NEVER_S = float("inf")
+NO_DECISION = -1
+
+# Lists are chained through records: -1 ends a chain. A request is in one list of those that share a link at a time.
+REQUEST = np.dtype(
+    [
+        ("arrival_s", "f8"),
+        ("prompt_tokens", "i8"),
+        ("output_tokens", "i8"),
+        ("predicted", "f8"),  # output tokens
+        ("prompt_weight", "f8"),
+        ("token_weight", "f8"),
+        ("ttft_allowed_s", "f8"),
+        ("token_phase_allowed_s", "f8"),
+        ("prompt_machine", "i8"),
+        ("token_machine", "i8"),
+        ("status", "i8"),
+        ("prompt_work_s", "f8"),  # its prompt phase alone, on its prompt machine
+        ("prompt_start_s", "f8"),
+        ("first_token_s", "f8"),
+        ("transfer_start_s", "f8"),
+        ("transfer_end_s", "f8"),
+        ("finish_s", "f8"),
+        ("next", "i8"),  # in a machine's queue, batch, inbox, joining list, fresh list or list of the done
+        # While it decodes (`decoding`):
+        ("before", "i8"),  # in order of arrival
+        ("after", "i8"),
+        ("ends_at", "i8"),  # its machine's decode clock when its last token is due, if it is never left out
+        ("child", "i8"),  # in the heap of ends
+        ("sibling", "i8"),
+        ("last_token_s", "f8"),  # known where it is fresh
+        ("tbt_max_s", "f8"),
+        ("group", "i8"),  # towards the root of those with the same largest gap since they became steady
+        ("gap_s", "f8"),  # of a root: that gap
+        ("below", "i8"),  # of a root: the group with the next larger gap
+        ("passed_over", "i8"),
+        ("served", "i8"),  # in an iteration that leaves some out: LEFT_OUT, SERVED or FORCED
+        ("is_fresh", "?"),  # its last token was not at the end of its machine's last common iteration
+    ],
+    align=True,
+)
+
+MACHINE = np.dtype(
+    [
+        ("kv_capacity_tokens", "i8"),
+        ("link_bytes_per_s", "f8"),
+        ("prompt_power_w", "f8"),  # above idle
+        ("decode_power_w", "f8"),  # above idle
+        ("kv_used_tokens", "i8"),
+        ("outgoing", "i8"),  # caches kept here until they are sent
+        ("queue_first", "i8"),  # prompts waiting
+        ("queue_last", "i8"),
+        ("queued", "i8"),
+        ("inbox_first", "i8"),  # caches waiting for room here
+        ("inbox_last", "i8"),
+        ("joining_first", "i8"),  # decodes that join at the next boundary
+        ("joining_last", "i8"),
+        ("joining", "i8"),
+        ("is_idle", "?"),  # waits for work
+        ("is_busy", "?"),  # in an iteration
+        ("batch_first", "i8"),  # its prompts: that many of the chain from here
+        ("batch_prompts", "i8"),
+        ("batch_decodes", "i8"),
+        ("batch_serves_all", "?"),
+        ("batch_start_s", "f8"),
+        ("loses_prompts", "?"),  # phases that must be over before a role change
+        ("loses_tokens", "?"),
+        ("next_draining", "i8"),
+        ("switch_start_s", "f8"),
+        ("blocked", "i8"),  # how many machines' next prompt waits for room here
+        ("most_batch_tokens", "i8"),  # of any iteration, with prompts
+        ("most_decodes", "i8"),
+        ("most_context", "i8"),
+        # Its decodes (`decoding`):
+        ("decodes", "i8"),
+        ("decode_clock", "i8"),  # counts iterations that serve everybody
+        ("context_tokens", "i8"),
+        ("oldest", "i8"),
+        ("youngest", "i8"),
+        ("next_end", "i8"),  # root of the heap of ends
+        ("last_s", "f8"),  # when the last iteration that served everybody ended
+        ("fresh_first", "i8"),
+        ("fresh", "i8"),
+        ("least_gap", "i8"),  # the group with the least gap, the latest
+        ("newly_steady", "i8"),  # the group of those that were fresh in the last iteration
+        ("has_left_out", "?"),
+    ],
+    align=True,
+)
+
+RUN = np.dtype(
+    [
+        ("num_requests", "i8"),
+        ("horizon_s", "f8"),
+        ("max_batch_tokens", "i8"),
+        ("max_batch_size", "i8"),
+        ("max_preemptions", "i8"),
+        ("is_layerwise", "?"),
+        ("overhead_s", "f8"),
+        ("kv_bytes_per_token", "i8"),
+        ("layers", "i8"),
+        ("switch_s", "f8"),
+        ("tick_s", "f8"),
+        ("idle_w", "f8"),
+        ("records", "?"),
+        ("now_s", "f8"),
+        ("closed_s", "f8"),  # NaN while the run goes on
+        ("next_arrival", "i8"),
+        ("next_arrival_s", "f8"),
+        ("arrivals_over", "?"),
+        ("ticks", "i8"),
+        ("next_tick_s", "f8"),
+        ("follow_up", "?"),  # after the horizon
+        ("pending", "i8"),  # kind of the decision that is due
+        ("pending_request", "i8"),
+        ("first_draining", "i8"),
+        ("last_draining", "i8"),
+        ("events", "i8"),
+        ("deadlines", "i8"),
+        ("changes", "i8"),
+        ("log_lines", "i8"),
+        # Running totals (`totals`):
+        ("time_s", "f8"),
+        ("unfinished", "i8"),
+        ("weight", "f8"),
+        ("time_in_system_s", "f8"),
+        ("slowdown", "f8"),
+        ("busy_energy_j", "f8"),
+        ("ttft_missed", "i8"),
+        ("tbt_missed", "i8"),
+        ("arrived", "i8"),
+        ("finished", "i8"),
+        ("tokens_out", "i8"),
+    ],
+    align=True,
+)
+
+TIMED = np.dtype([("time_s", "f8"), ("key", "i8")], align=True)
+"""An entry of a heap: what comes first has the least time, then the least key."""
+
+LINE = np.dtype(
+    [
+        ("kind", "i8"),
+        ("machine", "i8"),
+        ("request", "i8"),
+        ("start_s", "f8"),
+        ("time_s", "f8"),
+        ("prompts", "i8"),
+        ("decodes", "i8"),
+    ],
+    align=True,
+)
+
+CHANGE = np.dtype([("machine", "i8"), ("is_listed", "?")], align=True)
+"""The list of machines whose features are not those of the view, and for each machine whether it is in the list."""
+
+LOG_CHUNK = 4096
+"""The log is emptied when it holds more lines than this."""
+
+
+class State(NamedTuple):
+    """What a run is, for compiled functions."""
+
+    requests: Records  # (num_requests,) REQUEST
+    machines: Records  # (num_machines,) MACHINE
+    books: FloatArray  # (num_machines, NUM_COLUMNS), the rows of `Books`
+    laws: FloatArray  # (num_machines, LAW_SIZE)
+    masked: IntArray  # (1,) as in `BookArrays`
+    changes: Records  # (num_machines,) CHANGE
+    run: Records  # (1,) RUN
+    events: Records  # TIMED, a heap: iterations, transfers and role changes to come
+    deadlines: Records  # TIMED, a heap
+    blocked: BoolArray  # (num_machines, num_machines): [d, m] where the next prompt of m waits for room at d
+    log: Records  # LINE, nothing where the run is not recorded
+
+
+def new_state(scenario: Scenario, books: Books, *, record: bool) -> State:
+    """The state before anything has happened."""
+    cluster, count = scenario.cluster, len(scenario.requests)
+    num_machines = cluster.num_machines
+    run = _blank(1, RUN)
+    run["num_requests"] = count
+    run["horizon_s"] = scenario.horizon_s
+    run["max_batch_tokens"] = cluster.batching.max_batch_tokens
+    run["max_batch_size"] = cluster.batching.max_batch_size
+    run["max_preemptions"] = cluster.batching.max_preemptions
+    run["is_layerwise"] = cluster.transfer.mode == "layerwise"
+    run["overhead_s"] = cluster.transfer.overhead_s
+    run["kv_bytes_per_token"] = cluster.model.kv_bytes_per_token
+    run["layers"] = cluster.model.layers
+    run["switch_s"] = cluster.switch_s
+    run["tick_s"] = NEVER_S if scenario.tick_s is None else scenario.tick_s
+    run["idle_w"] = sum(machine.profile.idle_power_w for machine in cluster.machines)
+    run["records"] = record
+    run["closed_s"] = np.nan
+    run["next_tick_s"] = run["tick_s"]
+    run["ticks"] = 1
+    run["pending"] = NO_DECISION
+    run["pending_request"] = run["first_draining"] = run["last_draining"] = -1
+    run["changes"] = num_machines
+    changes = _blank(num_machines, CHANGE)
+    changes["machine"] = np.arange(num_machines)
+    changes["is_listed"] = True
+    first_s = scenario.requests.arrival_s[0] if count else NEVER_S
+    run["arrivals_over"] = not count or first_s > scenario.horizon_s
+    run["next_arrival_s"] = NEVER_S if run["arrivals_over"][0] else first_s
+    return State(
+        requests=_requests(scenario),
+        machines=_machines(scenario),
+        books=books.rows,
+        laws=books.laws,
+        masked=books.arrays.masked,
+        changes=changes,
+        run=run,
+        events=np.zeros(2 * num_machines + count + 1, TIMED),
+        deadlines=np.zeros(2 * count + 1, TIMED),
+        blocked=np.zeros((num_machines, num_machines if run["is_layerwise"][0] else 0), np.bool_),
+        log=np.zeros(LOG_CHUNK + 7 * count + 7 * num_machines + 7 if record else 0, LINE),
+    )
+
+
+def rows_of(state: State, scenario: Scenario, end_s: float) -> RequestRows:
+    """One row for each request that has arrived."""
+    arrived = int(state.run["arrived"][0])
+    given, done = scenario.requests, state.requests[:arrived]
+    finish_s = done["finish_s"].copy()
+    several = done["output_tokens"] > 1
+    return RequestRows(
+        arrival_s=given.arrival_s[:arrived],
+        prompt_tokens=given.prompt_tokens[:arrived],
+        output_tokens=given.output_tokens[:arrived],
+        prompt_machine=done["prompt_machine"].copy(),
+        token_machine=done["token_machine"].copy(),
+        prompt_start_s=done["prompt_start_s"].copy(),
+        first_token_s=done["first_token_s"].copy(),
+        transfer_end_s=done["transfer_end_s"].copy(),
+        finish_s=finish_s,
+        tbt_max_s=np.where(several & ~np.isnan(finish_s), done["tbt_max_s"], np.nan),
+        status=done["status"].copy(),
+        end_s=end_s,
+    )
+
+
+def _requests(scenario: Scenario) -> Records:
+    cluster, given = scenario.cluster, scenario.requests
+    baseline = baseline_of(cluster, given)
+    requests = _blank(len(given), REQUEST)
+    requests["arrival_s"] = given.arrival_s
+    requests["prompt_tokens"] = given.prompt_tokens
+    requests["output_tokens"] = given.output_tokens
+    requests["predicted"] = given.predicted_output_tokens
+    requests["prompt_weight"] = baseline.prompt_weight
+    requests["token_weight"] = baseline.token_weight
+    requests["ttft_allowed_s"] = cluster.slo.ttft[1] * baseline.ttft_s
+    requests["token_phase_allowed_s"] = cluster.slo.tbt[1] * (baseline.e2e_s - baseline.ttft_s)
+    requests["status"] = IN_FLIGHT
+    for name in ("prompt_machine", "token_machine", "next", "before", "after", "child", "sibling", "group", "below"):
+        requests[name] = -1
+    for name in ("prompt_start_s", "first_token_s", "transfer_end_s", "finish_s"):
+        requests[name] = np.nan
+    return requests
+
+
+def _machines(scenario: Scenario) -> Records:
+    machines = _blank(scenario.cluster.num_machines, MACHINE)
+    profiles = [machine.profile for machine in scenario.cluster.machines]
+    machines["kv_capacity_tokens"] = [profile.kv_capacity_tokens for profile in profiles]
+    machines["link_bytes_per_s"] = [profile.link_bytes_per_s for profile in profiles]
+    machines["prompt_power_w"] = [profile.prompt_power_w - profile.idle_power_w for profile in profiles]
+    machines["decode_power_w"] = [profile.decode_power_w - profile.idle_power_w for profile in profiles]
+    machines["is_idle"] = True
+    chains = ("queue_first", "queue_last", "inbox_first", "inbox_last", "joining_first", "joining_last", "batch_first")
+    decoding = ("oldest", "youngest", "next_end", "fresh_first", "least_gap", "newly_steady")
+    for name in (*chains, *decoding, "next_draining"):
+        machines[name] = -1
+    return machines
+
+
+def _blank(count: int, kind: np.dtype[Any]) -> Records:
+    return np.zeros(count, kind)

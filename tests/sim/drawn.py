@@ -1,0 +1,105 @@
+"""Scenarios and decisions drawn at random."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from hypothesis import strategies as st
+
+from splitgym.hardware import load_profile, model_spec
+from splitgym.randomness import hashed_uniform
+from splitgym.sim.cluster import Batching, Cluster, Machine, Scenario, Slo, Transfer
+from splitgym.view import TICK, ClusterView, Decision
+from splitgym.workload import Requests
+from tests.sim.build import ROLE, cluster, law
+
+
+class Random:
+    """Any permitted machine, any permitted role change now and then."""
+
+    name = "random"
+
+    def __init__(self, key: int, change: float = 0.5) -> None:
+        self.key, self.change = key, change
+        self.count = 0
+
+    def reset(self, cluster: Cluster, seed: int) -> None:
+        self.count = 0
+
+    def pick(self, count: int) -> int:
+        self.count += 1
+        return int(hashed_uniform(self.key, 0, self.count) * count)
+
+    def decide(self, view: ClusterView) -> Decision:
+        if view.kind == TICK:
+            choices = np.argwhere(view.role_mask)
+            if not len(choices) or self.pick(1000) >= 1000 * self.change:
+                return Decision()
+            machine, role = choices[self.pick(len(choices))]
+            return Decision(role_changes=((int(machine), int(role)),))
+        prompts, tokens = np.flatnonzero(view.prompt_mask), np.flatnonzero(view.token_mask)
+        return Decision(int(prompts[self.pick(len(prompts))]), int(tokens[self.pick(len(tokens))]))
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    roles = draw(st.sampled_from(["pt", "m", "ppt", "ptm", "pttm", "mm"]))
+    capacity = draw(st.sampled_from([400, 1_000, 1_000_000]))
+    mode = draw(st.sampled_from(["serialized", "layerwise"]))
+    batching = Batching(draw(st.sampled_from([100, 2048])), draw(st.sampled_from([2, 512])), 4)
+    rate = draw(st.sampled_from([0.3, 2.0, 10.0]))
+    count = draw(st.integers(1, 60))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    gaps_s = rng.exponential(1 / rate, count) * (rng.random(count) < 0.8)  # some arrive together
+    arrivals = Requests(
+        np.cumsum(gaps_s), rng.integers(1, 200, count), rng.integers(1, 60, count), np.full(count, 30.0)
+    )
+    tested = cluster(
+        roles,
+        latency=law(0.3, 0.05),
+        kv_capacity_tokens=capacity,
+        transfer=Transfer(mode, 0.01),
+        batching=batching,
+        switch_s=draw(st.sampled_from([0.0, 1.5])),
+    )
+    return Scenario(tested, arrivals, tick_s=draw(st.sampled_from([None, 0.7])))
+
+
+@st.composite
+def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
+    """Measured machines of several kinds, from idle to overload; horizons, warm-ups, ticks; some have little memory."""
+    roles = draw(st.sampled_from(["m", "pt", "ptm", "ppttm", "pppttt", "ppppmmtttt"]))
+    names = draw(st.sampled_from([["h100-80gb"], ["h100-80gb", "a100-80gb"]]))
+    profiles = [load_profile("llama2-70b", name) for name in names]
+    capacity = draw(st.sampled_from([None, None, 3_000, 20_000]))
+    if capacity is not None:
+        profiles = [dataclasses.replace(profile, kv_capacity_override_tokens=capacity) for profile in profiles]
+    tested = Cluster(
+        machines=tuple(Machine(ROLE[role], profiles[i % len(profiles)]) for i, role in enumerate(roles)),
+        model=model_spec("llama2-70b"),
+        baseline=load_profile("llama2-70b", "a100-80gb"),
+        batching=Batching(draw(st.sampled_from([512, 2048])), draw(st.sampled_from([3, 16, 512])), 4),
+        transfer=Transfer(draw(st.sampled_from(["serialized", "layerwise"])), draw(st.sampled_from([0.0, 0.004]))),
+        slo=Slo(),
+        switch_s=draw(st.sampled_from([0.0, 0.3])),
+    )
+    count = draw(st.integers(0, 120))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rate = len(roles) * draw(st.sampled_from([0.5, 3.0, 30.0]))
+    arrival_s = np.cumsum(rng.exponential(1 / rate, count))
+    if draw(st.booleans()):
+        arrival_s = arrival_s.round(1)  # many at once, some at ticks
+    prompt_tokens = np.clip(rng.lognormal(6.5, 1.2, count), 1, 6000).astype(np.int64)
+    output_tokens = np.clip(rng.lognormal(3.0, 1.3, count), 1, 500).astype(np.int64)
+    arrivals = Requests(arrival_s, prompt_tokens, output_tokens, np.clip(rng.lognormal(3.0, 0.5, count), 1, 500))
+    horizon_s = draw(st.sampled_from([float("inf"), 0.5, 3.0, 12.0]))
+    return Scenario(
+        tested,
+        arrivals,
+        warmup_s=draw(st.sampled_from([0.0, 1.0])),
+        horizon_s=horizon_s,
+        drain_s=draw(st.sampled_from([float("inf"), 0.0, 2.0])),
+        tick_s=draw(st.sampled_from([None, 0.1, 0.7])),
+        seed=draw(st.integers(0, 100)),
+    )
