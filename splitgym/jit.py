@@ -62,6 +62,12 @@ def _cached(decorator: Callable[..., Any], function: Callable[..., object]) -> A
         _NUMBA_CONFIG.CACHE_DIR = before
 
 
+def is_cold() -> bool:
+    """Whether nothing is cached yet, so that the first run compiles for about half a minute."""
+    folder = _cache_folder()
+    return folder is None or not any(folder.rglob("*.nbi"))
+
+
 def sources_digest() -> str:
     """A hash of the sources that hold compiled code: 16 hexadecimal digits."""
     digest = hashlib.sha256()

@@ -118,7 +118,7 @@ def test_extrapolation_is_noted(cli: Cli, tmp_path: Path) -> None:
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,100000,2\n")
     ran = cli("simulate", "SplitwiseHH", "--trace", trace, "--out", tmp_path / "out")
     assert ran.code == 0
-    assert "note: prompts of up to 100000 tokens; llama2-70b.h100-80gb.tp8 was measured up to" in ran.err
+    assert "note: llama2-70b.h100-80gb.tp8 was extrapolated: up to 100000 batch tokens (measured to " in ran.err
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from splitgym.cli.output import print_json
+from splitgym.cli.output import announce_compilation, print_json
 from splitgym.errors import SplitgymError
 
 CardArgument = Annotated[str, typer.Argument(metavar="CARD", help="A shipped card's name, or a card's path.")]
@@ -33,6 +33,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a policy on a card; TensorBoard finds its charts in DIR/tb."""
+    announce_compilation()
     from splitgym.cards import load_card
 
     loaded = load_card(card)
@@ -71,12 +72,14 @@ def compare(
     logdir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where TensorBoard is to find charts.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where Parquet and JSON go.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; their number changes no figure.")] = 1,
-    engine: Annotated[str, typer.Option(help="Which engine.")] = "reference",
+    engine: Annotated[str | None, typer.Option(help="compiled, the default, or reference: equal.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Play policies on the same seeds: paired differences, intervals, and the regret to the best heuristic."""
+    announce_compilation()
     from splitgym.cards import load_card
     from splitgym.learn.compare import compare as compare_policies
+    from splitgym.sim.run import DEFAULT_ENGINE
 
     comparison = compare_policies(
         load_card(card),
@@ -87,7 +90,7 @@ def compare(
         logdir=logdir,
         out=out,
         jobs=jobs,
-        engine=engine,
+        engine=engine or DEFAULT_ENGINE,
         progress=sys.stderr.isatty(),
     )
     if as_json:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from splitgym.cli.output import figure, output_folder, print_json, wide_console, write_json
+from splitgym.cli.output import announce_compilation, figure, output_folder, print_json, wide_console, write_json
 from splitgym.errors import SplitgymError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from splitgym.sim.ledger import Meters
     from splitgym.sim.recorder import Recorder
     from splitgym.sim.rows import RequestRows
+
+    Played = tuple[RequestRows, Meters | None, Recorder | None, tuple[str, ...]]
+    """Rows, meters, recorder (the published simulator has neither) and where laws were extrapolated."""
 
 SETTINGS = ("calibrated", "published")
 
@@ -39,18 +42,20 @@ def simulate(
     setting: Annotated[
         str, typer.Option(help="calibrated, or published: the Splitwise simulator, exactly.")
     ] = "calibrated",
-    engine: Annotated[str, typer.Option(help="Which engine.")] = "reference",
+    engine: Annotated[str | None, typer.Option(help="compiled, the default, or reference: equal.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of a table.")] = False,
 ) -> None:
     """Run a policy on a card; write summary.json, requests.parquet and timeline.json into DIR."""
+    announce_compilation()
     from splitgym.cards import load_card
     from splitgym.metrics import summary
-    from splitgym.sim.run import ENGINES
+    from splitgym.sim.run import DEFAULT_ENGINE, ENGINES
     from splitgym.sim.timeline import machine_names, timeline, write_timeline
     from splitgym.workload import read_trace
 
     if setting not in SETTINGS:
         raise SplitgymError(f"--setting: unknown {setting!r}{did_you_mean(setting, SETTINGS)}")
+    engine = engine or DEFAULT_ENGINE
     if engine not in ENGINES:
         raise SplitgymError(f"--engine: unknown {engine!r}{did_you_mean(engine, ENGINES)}")
     loaded = load_card(card)
@@ -60,15 +65,18 @@ def simulate(
     with output_folder(out) as folder:
         started_s = perf_counter()
         if setting == "published":
-            rows, meters, recorder = _published(loaded, scenario, chosen)
+            rows, meters, recorder, notes = _published(loaded, scenario, chosen)
         else:
-            rows, meters, recorder = _calibrated(scenario, chosen, engine)
-        results = summary(rows, scenario, meters) | {"wall_s": perf_counter() - started_s}
+            rows, meters, recorder, notes = _calibrated(scenario, chosen, engine)
+        results = summary(rows, scenario, meters) | {
+            "wall_s": perf_counter() - started_s,
+            "extrapolations": list(notes),
+        }
         write_json(results, folder / "summary.json")
         rows.write_parquet(folder / "requests.parquet")
         names = machine_names(scenario.cluster)
         write_timeline(timeline(recorder, rows, names), folder / "timeline.json")
-    for note in _extrapolations(scenario):
+    for note in notes:
         Console(stderr=True).print(f"note: {note}", highlight=False, soft_wrap=True)
     if as_json:
         print_json(results)
@@ -76,15 +84,15 @@ def simulate(
         _print_summary(results, f"{loaded.name}, {chosen}, seed {seed}", out)
 
 
-def _calibrated(scenario: Scenario, policy: str, engine: str) -> tuple[RequestRows, Meters, Recorder | None]:
+def _calibrated(scenario: Scenario, policy: str, engine: str) -> Played:
     from splitgym.policies import make_policy
     from splitgym.sim.run import run
 
     result = run(scenario, make_policy(policy), engine=engine, record=True)
-    return result.rows, result.meters, result.recorder
+    return result.rows, result.meters, result.recorder, result.extrapolations
 
 
-def _published(card: Card, scenario: Scenario, policy: str) -> tuple[RequestRows, None, None]:
+def _published(card: Card, scenario: Scenario, policy: str) -> Played:
     from splitgym.sim.published import PublishedMachine, simulate_published
 
     if card.cluster.tensor_parallel != 8:
@@ -92,20 +100,7 @@ def _published(card: Card, scenario: Scenario, policy: str) -> tuple[RequestRows
         raise SplitgymError(f"--setting published: {card.name} has tensor_parallel {group}; it knows only 8")
     cluster = scenario.cluster
     machines = [PublishedMachine(machine.role_name, machine.profile.hardware) for machine in cluster.machines]
-    return simulate_published(machines, cluster.model.name, scenario.requests, policy), None, None
-
-
-def _extrapolations(scenario: Scenario) -> list[str]:
-    """Where prompts are longer than those that were measured."""
-    if not len(scenario.requests):
-        return []
-    longest = int(scenario.requests.prompt_tokens.max())
-    measured = {m.profile.name: m.profile.valid_range.prompt_tokens[1] for m in scenario.cluster.machines}
-    return [
-        f"prompts of up to {longest} tokens; {name} was measured up to {most}, beyond that it extrapolates"
-        for name, most in measured.items()
-        if longest > most
-    ]
+    return simulate_published(machines, cluster.model.name, scenario.requests, policy), None, None, ()
 
 
 def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:

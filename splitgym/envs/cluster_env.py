@@ -24,7 +24,7 @@ from splitgym.policies.registry import make_policy
 from splitgym.randomness import SPLITS, Streams
 from splitgym.sim.cluster import Cluster, Scenario
 from splitgym.sim.recorder import Recorder
-from splitgym.sim.run import ENGINES, Decider
+from splitgym.sim.run import DEFAULT_ENGINE, ENGINES, Decider
 from splitgym.view import DECISION_KINDS, ClusterView, Decision
 from splitgym.workload import Requests, read_trace
 
@@ -100,7 +100,7 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
         action: ``machine`` or ``pool`` (repurposing).
         arrival_group: environments of one group play the same scenarios, episode by episode, whatever their seeds;
             ``reset(seed=…)`` goes back to the first. For baselines that depend on the arrivals.
-        engine: what simulates: ``reference`` or ``compiled``.
+        engine: what simulates: ``compiled`` or ``reference``; they are equal to the last bit.
         record: keep the event log (`recorder`).
         render_mode: ``ansi`` or ``rgb_array`` (needs matplotlib).
 
@@ -130,7 +130,7 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
         heads: str = "both",
         action: str = "machine",
         arrival_group: int | None = None,
-        engine: str = "reference",
+        engine: str = DEFAULT_ENGINE,
         record: bool = False,
         render_mode: str | None = None,
     ) -> None:

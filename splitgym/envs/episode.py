@@ -11,7 +11,7 @@ from splitgym.errors import SplitgymError
 from splitgym.metrics import scorecard
 from splitgym.sim.cluster import Scenario
 from splitgym.sim.outside import InvalidDecision
-from splitgym.sim.run import ENGINES, Decider, carry_out, start
+from splitgym.sim.run import DEFAULT_ENGINE, ENGINES, Decider, carry_out, start
 from splitgym.view import ARRIVAL, TICK, ClusterView, Decision
 
 
@@ -43,7 +43,7 @@ class Episode:
     scenario: Scenario
     roster: Roster
     record: bool = False
-    engine_name: str = "reference"  # one of `splitgym.sim.run.ENGINES`
+    engine_name: str = DEFAULT_ENGINE  # one of `splitgym.sim.run.ENGINES`
     decisions: list[Decision] = field(default_factory=list)
     suggested: Decision = Decision()  # noqa: RUF009  (frozen)
 

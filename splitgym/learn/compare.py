@@ -29,7 +29,7 @@ from splitgym.metrics import scorecard
 from splitgym.policies import Policy, make_policy
 from splitgym.randomness import SPLITS
 from splitgym.sim.cluster import Scenario
-from splitgym.sim.run import run
+from splitgym.sim.run import DEFAULT_ENGINE, run
 
 FloatArray = npt.NDArray[np.float64]
 _Outcome = TypeVar("_Outcome")
@@ -160,7 +160,7 @@ def compare(
     jobs: int = 1,
     progress: bool = False,
     base_dir: Path | None = None,
-    engine: str = "reference",
+    engine: str = DEFAULT_ENGINE,
 ) -> Comparison:
     """Play every policy at every rate on the same seeds, and say who is better by how much.
 

@@ -12,7 +12,7 @@ from splitgym.policies import Policy
 from splitgym.sim.cluster import Cluster, Scenario
 from splitgym.sim.recorder import Slice
 from splitgym.sim.rows import RequestRows
-from splitgym.sim.run import run
+from splitgym.sim.run import DEFAULT_ENGINE, run
 from splitgym.view import ROLES, ClusterView, Decision
 
 FloatArray = npt.NDArray[np.float64]
@@ -106,7 +106,7 @@ class Sampler:
 
 
 def watch(
-    scenario: Scenario, policy: Policy, *, warmup_policy: Policy | None = None, engine: str = "reference"
+    scenario: Scenario, policy: Policy, *, warmup_policy: Policy | None = None, engine: str = DEFAULT_ENGINE
 ) -> Watched:
     """Run ``scenario`` once and keep what pictures need."""
     sampler = Sampler(policy)
