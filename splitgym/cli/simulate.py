@@ -69,8 +69,8 @@ def simulate(
         else:
             rows, meters, recorder, notes = _calibrated(scenario, chosen, engine)
         results = summary(rows, scenario, meters) | {
-            "wall_s": perf_counter() - started_s,
             "extrapolations": list(notes),
+            "wall_s": perf_counter() - started_s,
         }
         write_json(results, folder / "summary.json")
         rows.write_parquet(folder / "requests.parquet")
