@@ -276,7 +276,7 @@ def load_card(name_or_path: str | Path) -> Card:
         SplitgymError: if there is none, or for each mistake in it, in one line.
     """
     text = str(name_or_path)
-    if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml")) or Path(text).exists():
+    if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml")) or Path(text).is_file():
         return read_card(Path(name_or_path))
     names = {name.lower(): name for name in list_cards()}
     if text.lower() not in names:

@@ -5,8 +5,11 @@ Modules with weight (numba, torch) are imported inside the commands, so that ``-
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
@@ -44,9 +47,27 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. A user's mistake is a line on stderr that begins ``error:``, and exit code 2."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is taken back
     try:
-        app(args=None if arguments is None else list(arguments))
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except SplitgymError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except Exception as error:
+        # Typer's own errors; where their class lives has changed from version to version
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.exit(2)  # the help is printed already
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else app.info.name
+        _fail(f"{' '.join(message().split())} (see {command} --help)")
+    if code:
+        sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitgym.errors import SplitgymError
+from splitgym.folders import missing_above, take_back
 
 
 @contextmanager
@@ -27,8 +28,12 @@ def output_folder(out: Path) -> Iterator[Path]:
     Raises:
         SplitgymError: before the block begins, if ``out`` cannot be written.
     """
-    made = [parent for parent in out.parents if not parent.exists()]
-    folder = _temporary(out)
+    made = missing_above(out)
+    try:
+        folder = _temporary(out)
+    except BaseException:
+        take_back(made)
+        raise
     try:
         yield folder
         if out.is_dir():
@@ -40,8 +45,7 @@ def output_folder(out: Path) -> Iterator[Path]:
             folder.rename(out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:
-            parent.rmdir()
+        take_back(made)
         raise
 
 

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
     """Rows, meters, recorder (the published simulator has neither) and where laws were extrapolated."""
 
 SETTINGS = ("calibrated", "published")
+LATEST_START_S = 1e7
+"""A trace that begins later counts its seconds from another day, and the wait until then would be simulated."""
 
 
 def simulate(
     card: Annotated[str, typer.Argument(metavar="CARD", help="A shipped card's name, or a card's path.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
     policy: Annotated[
-        str | None, typer.Option(help="Who decides: a name, ROUTING+POOL, FILE.py:CLASS, a trained run.")
-    ] = None,
+        str, typer.Option(help="Who decides: a name, ROUTING+POOL, FILE.py:CLASS, a trained run.")
+    ] = "splitwise",
     machines: Annotated[str | None, typer.Option(help="Other machines: prompt=25:h100-80gb,token=15:h100-80gb")] = None,
     model: Annotated[str | None, typer.Option(help="Another model, llama2-70b for example.")] = None,
     trace: Annotated[
@@ -60,14 +62,16 @@ def simulate(
         raise SplitgymError(f"--engine: unknown {engine!r}{did_you_mean(engine, ENGINES)}")
     loaded = load_card(card)
     requests = None if trace is None else read_trace(trace)
+    if requests is not None and requests.arrival_s[0] > LATEST_START_S:
+        first_s = float(requests.arrival_s[0])
+        raise SplitgymError(f"{trace}: the first request arrives at {first_s:.0f} s; count from the trace's start")
     scenario = loaded.scenario(seed, requests=requests, rate_rps=rate, machines=machines, model=model)
-    chosen = policy or loaded.defaults.other
     with output_folder(out) as folder:
         started_s = perf_counter()
         if setting == "published":
-            rows, meters, recorder, notes = _published(loaded, scenario, chosen)
+            rows, meters, recorder, notes = _published(loaded, scenario, policy)
         else:
-            rows, meters, recorder, notes = _calibrated(scenario, chosen, engine)
+            rows, meters, recorder, notes = _calibrated(scenario, policy, loaded, engine)
         results = summary(rows, scenario, meters) | {
             "extrapolations": list(notes),
             "wall_s": perf_counter() - started_s,
@@ -81,14 +85,16 @@ def simulate(
     if as_json:
         print_json(results)
     else:
-        _print_summary(results, f"{loaded.name}, {chosen}, seed {seed}", out)
+        _print_summary(results, f"{loaded.name}, {policy}, seed {seed}", out)
 
 
-def _calibrated(scenario: Scenario, policy: str, engine: str) -> Played:
+def _calibrated(scenario: Scenario, policy: str, card: Card, engine: str) -> Played:
     from splitgym.policies import make_policy
     from splitgym.sim.run import run
 
-    result = run(scenario, make_policy(policy), engine=engine, record=True)
+    warmup = card.defaults.warmup_policy
+    warmup_policy = None if warmup is None else make_policy(warmup, card.folder)
+    result = run(scenario, make_policy(policy), warmup_policy=warmup_policy, engine=engine, record=True)
     return result.rows, result.meters, result.recorder, result.extrapolations
 
 

@@ -108,7 +108,7 @@ def choose_runs(
     if len(keys) > 1:
         sets = ", ".join(f"{m}/{h}/{t}" for m, h, t in keys)
         raise SplitgymError(
-            f"{path}: {len(keys)} sets; choose one by model, hardware and tensor parallelism out of: {sets}"
+            f"{path}: {len(keys)} sets; choose one (--model, --hardware, --tensor-parallel) out of: {sets}"
         )
     return kept
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from splitgym.cards import Card, load_card
 from splitgym.errors import SplitgymError
+from splitgym.folders import check_writable
 from splitgym.learn.entrants import Entrant, parse_entrants
 from splitgym.learn.run_folder import write_whole
 from splitgym.learn.verdicts import Verdict, judge, notes, sentences, tables
@@ -193,7 +193,7 @@ def compare(
         card.scenario(0, split, rate_rps=rate)  # raises now if it cannot be had
     for folder in (out, logdir):
         if folder is not None:
-            check_folder(folder)
+            check_writable(folder)
     if logdir is not None:
         from splitgym.learn.event_file import require_tensorboard
 
@@ -236,21 +236,6 @@ def in_processes(
         with ProcessPoolExecutor(min(jobs, len(matches)), mp_context=get_context("spawn")) as pool:
             outcomes = pool.map(function, matches)  # closes the queue of what has not begun if one raises
             yield from bar.track(outcomes, total=len(matches), description=label or "")
-
-
-def check_folder(folder: Path) -> None:
-    """Raise before hours are spent on what cannot be written.
-
-    Raises:
-        SplitgymError: if ``folder`` is a file or may not be written.
-    """
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise SplitgymError(f"{folder}: {existing} is a file; name a folder")
-    if not os.access(existing, os.W_OK):
-        raise SplitgymError(f"{folder}: cannot be written; name a folder of your own")
 
 
 def _scores_of(match: Match) -> dict[str, float]:

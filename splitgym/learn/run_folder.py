@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -128,7 +130,7 @@ class RunFolder:
                 return {name: archive[name] for name in archive.files}
         except FileNotFoundError:
             raise SplitgymError(f"{place}: missing; train the run to its first checkpoint") from None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise SplitgymError(f"{place}: {' '.join(str(error).split())}; train the run anew") from None
 
 

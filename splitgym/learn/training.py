@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from splitgym.cards import KINDS, Card, load_card
 from splitgym.errors import SplitgymError, did_you_mean
+from splitgym.folders import check_writable
 from splitgym.learn import checkpoint, references
 from splitgym.learn.agents import ALGORITHMS, Agent, Settings, default_settings, make_agent, network_of, use_threads
 from splitgym.learn.callbacks import Bar, BetweenRollouts, BoardWriter, Evaluations
@@ -270,14 +270,12 @@ def _look_at(folder: RunFolder, *, resume: bool) -> RunConfig | None:
     """The stored configuration of a run to resume; ``None`` for a new one, which must find its place free."""
     path = folder.path
     if resume:
-        return folder.config()
+        stored = folder.config()
+        check_writable(path)
+        return stored
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SplitgymError(f"{path}: exists already; give another out, or resume")
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise SplitgymError(f"{path}: {existing} cannot be written to; give another out")
+    check_writable(path)
     return None
 
 
@@ -308,7 +306,7 @@ def _make_environments(card: Card, config: RunConfig, settings: Settings) -> Sch
         mend = (
             "train kind 'repurposing', or alternate the two halves"
             if config.kind == "joint"
-            else "set heads='prompt' (or 'token')"
+            else "set heads='prompt' or 'token' (--heads prompt)"
         )
         raise SplitgymError(f"algo 'dqn' needs one choice at a time, {config.kind!r} has {first.action_space}; {mend}")
     if config.algorithm == "dqn" and config.discounting == "time":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 import traceback
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +83,16 @@ def policy_from_file(path: Path, class_name: str) -> Policy:
     """
     if not path.is_file():
         raise SplitgymError(f"{path}: no such file; give a policy as FILE.py:CLASS")
-    spec = importlib.util.spec_from_file_location(f"splitgym_user_{path.stem}", path)
+    name = f"splitgym_user_{zlib.crc32(str(path.resolve()).encode()):08x}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise SplitgymError(f"{path}: not a Python file; give a policy as FILE.py:CLASS")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and pickles look for it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
+        del sys.modules[name]
         raise SplitgymError(f"{path}: {_describe(error)}") from error
     factory = getattr(module, class_name, None)
     if not inspect.isclass(factory):

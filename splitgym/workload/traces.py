@@ -47,7 +47,7 @@ def read_trace(path: Path | str) -> Requests:
     names: tuple[str, ...] = PLAIN
     if data.startswith(b"PAR1"):
         columns = _parquet_columns(path, data)
-    elif data.startswith(b"{"):
+    elif data.lstrip().startswith(b"{"):
         names = MOONCAKE
         columns = json_columns(path, data, MOONCAKE)
     else:
