@@ -182,10 +182,42 @@ def test_folders_above_the_output_are_made_and_taken_back(cli: Cli, tmp_path: Pa
     assert not (tmp_path / "c").exists()
 
 
-def test_usage_errors_exit_with_2(cli: Cli, tmp_path: Path) -> None:
-    assert cli("simulate", "Toy").code == 2
-    assert cli("simulate", "Toy", "--out", tmp_path, "--seed", "-1").code == 2
-    assert cli("frobnicate").code == 2
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("simulate", "Toy"),
+        ("simulate", "Toy", "--out", "o", "--seed", "-1"),
+        ("simulate", "Toy", "--rate", "x"),
+        ("nix",),
+    ],
+)
+def test_usage_errors_are_one_line(cli: Cli, arguments: tuple[str, ...]) -> None:
+    ran = cli(*arguments)
+    assert ran.code == 2
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("train", "Toy", "--steps", "1"), ("compare", "Toy", "--seeds", "1")])
+def test_folders_are_tried_before_the_work(cli: Cli, tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "file").touch()
+    ran = cli(*command, "--out", tmp_path / "file" / "run")
+    assert ran.code == 2
+    assert ran.err == f"error: {tmp_path / 'file' / 'run'}: {tmp_path / 'file'} is a file; name a folder\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_does_not_hide_a_shipped_card(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Toy").mkdir()
+    assert cli("simulate", "Toy", "--out", "out").code == 0
+
+
+def test_a_trace_that_counts_from_another_day_is_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "epoch.csv").write_text("arrival_s,prompt_tokens,output_tokens\n1700000000,10,5\n")
+    ran = cli("simulate", "Toy", "--trace", tmp_path / "epoch.csv", "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert "the first request arrives at 1700000000 s" in ran.err
 
 
 # --- the rest ----------------------------------------------------------------------------------------------------

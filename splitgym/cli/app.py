@@ -63,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else app.info.name
         _fail(f"{' '.join(message().split())} (see {command} --help)")
-    if code:
-        sys.exit(code)
+    sys.exit(code or 0)
 
 
 def _fail(message: str) -> NoReturn:

@@ -191,3 +191,12 @@ def test_roles_in_a_decision_are_plain_integers(make):
     assert decision.role_changes
     numbers = [decision.prompt_machine, decision.token_machine, *decision.role_changes[0], PROMPT]
     assert {type(number) for number in numbers} == {int}
+
+
+def test_a_dataclass_is_a_policy(tmp_path):
+    """With annotations as text, dataclasses look for the module among those that are loaded."""
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Mine:\n    most: int = 3\n    def decide(self, view): ...\n"
+    )
+    assert make_policy(f"{tmp_path / 'mine.py'}:Mine").name == "Mine"
