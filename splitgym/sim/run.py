@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from splitgym.errors import SplitgymError
+from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.sim.cluster import Cluster, Scenario
 from splitgym.sim.compiled import CompiledEngine
 from splitgym.sim.compiled.kernel import kernels_of
@@ -64,14 +64,16 @@ def run(
         record: keep the event log.
 
     Raises:
-        SplitgymError: if a policy names a machine or role change that does not exist or is not permitted.
+        SplitgymError: if there is no such engine, or a policy names a machine or role change that does not exist or is
+            not permitted.
     """
+    if engine not in ENGINES:
+        raise SplitgymError(f"engine: unknown {engine!r}{did_you_mean(engine, ENGINES)}")
     simulation = ENGINES[engine](scenario, record=record)
-    deciders = {policy} if warmup_policy is None else {policy, warmup_policy}
-    for decider in deciders:
-        start(decider, scenario)
-    warmup_decider = policy if warmup_policy is None else warmup_policy
-    decide_all(simulation, policy, warmup_decider)
+    start(policy, scenario)
+    if warmup_policy is not None and warmup_policy is not policy:
+        start(warmup_policy, scenario)
+    decide_all(simulation, policy, policy if warmup_policy is None else warmup_policy)
     simulation.finish()
     return RunResult(scenario, simulation.rows(), simulation.meters(), simulation.recorder, simulation.extrapolations())
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitgym.hardware import LatencyLaw, load_profile
+from splitgym.hardware import LatencyLaw
 from splitgym.randomness import Streams
+from splitgym.sim import books as b
 from splitgym.sim.cluster import Batching, Scenario
 from splitgym.sim.reference import ReferenceEngine
 from splitgym.sim.rows import COMPLETED
@@ -39,9 +40,8 @@ def test_conservation(scenario: Scenario, key: int) -> None:
         assert engine.meters().tokens_out == rows.output_tokens.sum()
         assert all(machine.kv_used_tokens == 0 for machine in engine.state())
         books = engine.books.rows
-        assert np.allclose(books[:, 2:], 0.0, atol=1e-6) or np.allclose(
-            np.delete(books[:, 2:], 3, axis=1), 0, atol=1e-6
-        )
+        kept = (b.ROLE, b.LIFECYCLE, b.PROMPT_SINCE_S)  # what is no count of work
+        assert np.allclose(np.delete(books, kept, axis=1), 0.0, atol=1e-6)  # sums of floats, taken apart again
     r = rows.take(done)
     assert (r.prompt_start_s >= r.arrival_s).all()
     assert (r.first_token_s > r.prompt_start_s).all()
@@ -56,10 +56,6 @@ def test_conservation(scenario: Scenario, key: int) -> None:
     assert engine.meters().time_in_system_s == pytest.approx((until - rows.arrival_s).sum(), rel=1e-9, abs=1e-9)
     # No machine runs two iterations at once.
     assert engine.recorder is not None
-    running: dict[int, bool] = {}
-    for event in sorted(engine.recorder.events, key=lambda e: (e.time_s, e.kind != "iteration_end")):
-        if event.kind.startswith("iteration"):
-            running[event.machine] = running.get(event.machine, False)
     for machine in range(scenario.cluster.num_machines):
         starts = [e.time_s for e in engine.recorder.events if e.kind == "iteration_start" and e.machine == machine]
         ends = [e.time_s for e in engine.recorder.events if e.kind == "iteration_end" and e.machine == machine]
@@ -125,8 +121,3 @@ def test_mean_wait_of_m_g_1() -> None:
     service_s = prompt_tokens * 1e-4
     expected_s = rate * (service_s**2).mean() / (2 * (1 - rate * service_s.mean()))
     assert (rows.prompt_start_s - rows.arrival_s).mean() == pytest.approx(expected_s, rel=0.05)
-
-
-def test_calibrated_runs_are_reproducible_and_complete() -> None:
-    profile = load_profile("llama2-70b", "h100-80gb")
-    assert profile.kv_capacity_tokens > 1_000_000  # grouped-query attention

@@ -132,6 +132,20 @@ def test_impossible_decisions_are_refused(decision: Decision, message: str) -> N
         engine.decide(decision)
 
 
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
+def test_a_policy_need_not_be_hashable(engine: str) -> None:
+    class Unhashable(Fixed):
+        __hash__ = None  # type: ignore[assignment]
+
+    result = run(Scenario(cluster("pt"), requests((0.5, 10, 2))), Unhashable([(0, 1)]), engine=engine)
+    assert result.meters.finished == 1
+
+
+def test_an_engine_that_does_not_exist_is_named() -> None:
+    with pytest.raises(SplitgymError, match="engine: unknown 'compild'; did you mean 'compiled'"):
+        run(Scenario(cluster("pt"), requests((0.5, 10, 2))), Fixed([(0, 1)]), engine="compild")
+
+
 def test_a_policy_that_errs_is_named() -> None:
     with pytest.raises(SplitgymError, match=r"policy 'fixed', request 0 at 0.5 s: token machine 9 does not exist"):
         run(Scenario(cluster("pt"), requests((0.5, 10, 2))), Fixed([(0, 9)]))
