@@ -31,7 +31,7 @@ def njit(function: _Function) -> _Function:
     The cache lies in ``$NUMBA_CACHE_DIR`` if that is set, else in the user's cache folder. Where neither
     can be written there is one warning, and functions are compiled anew in each process.
     """
-    compiled: _Function = _cached(numba.njit, function)
+    compiled: _Function = _cached(functools.partial(numba.njit, nogil=True), function)
     return compiled
 
 

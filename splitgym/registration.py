@@ -9,6 +9,7 @@ import gymnasium
 from splitgym.shipped import shipped_folder
 
 ENTRY_POINT = "splitgym.envs:ClusterEnv"
+VECTOR_ENTRY_POINT = "splitgym.envs:ClusterVectorEnv"
 KINDS = ("routing", "repurposing", "joint")
 
 
@@ -30,4 +31,4 @@ def register_envs() -> None:
 
 def _register(name: str, kwargs: dict[str, str]) -> None:
     if name not in gymnasium.registry:
-        gymnasium.register(name, entry_point=ENTRY_POINT, kwargs=kwargs)
+        gymnasium.register(name, entry_point=ENTRY_POINT, vector_entry_point=VECTOR_ENTRY_POINT, kwargs=kwargs)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,156 +10,104 @@ from gymnasium import spaces
 
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.features import MACHINE_COLUMN
+from splitgym.jit import lean_njit
+from splitgym.policies.kernels import hashed_uniform, role_of
 from splitgym.sim.cluster import Cluster
 from splitgym.view import ROLES, TICK, ClusterView, Decision
 
 BoolArray = npt.NDArray[np.bool_]
-Masks = tuple[BoolArray, ...]  # one per head, (size of the head,)
-Choice = tuple[int, ...]  # one index per head
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 HEADS = ("both", "prompt", "token")
 ROLE_ACTIONS = ("machine", "pool")
 ROLE_PAIRS = tuple((old, new) for old in range(len(ROLES)) for new in range(len(ROLES)) if old != new)
 """(old role, new role), in the order of the actions of ``action="pool"``."""
 
+# What an action chooses.
+BOTH_MACHINES, PROMPT_MACHINE, TOKEN_MACHINE, MACHINE_ROLE, POOL_ROLE, JOINT = range(6)
+
 _PENDING = MACHINE_COLUMN["pending_prompt_tokens"]
 _REMAINING = MACHINE_COLUMN["remaining_output_tokens"]
-_ROLE_PROMPT = MACHINE_COLUMN["role_prompt"]
 
 
-class Actions(ABC):
+class ActionRules(NamedTuple):
+    """What compiled functions must know of the actions."""
+
+    form: int  # BOTH_MACHINES … JOINT
+    sizes: IntArray  # (num_heads,) choices of each head
+    hardware: IntArray  # (num_machines,) the number of its hardware type, in the order in which machines bring them
+
+
+class Actions:
     """What a learner chooses from: one head or several, each with an index to pick.
 
+    | form | space | meaning |
+    |---|---|---|
+    | ``BOTH_MACHINES`` | ``MultiDiscrete([M, M])`` | prompt machine, token machine |
+    | ``PROMPT_MACHINE``, ``TOKEN_MACHINE`` | ``Discrete(M)`` | one of them, the other is the other policy's |
+    | ``MACHINE_ROLE`` | ``Discrete(1 + 3M)`` | 0 no change, else 1 + 3 · machine + role |
+    | ``POOL_ROLE`` | ``Discrete(1 + 6 · hardware types)`` | 0, else 1 + 6 · type + index into `ROLE_PAIRS` |
+    | ``JOINT`` | ``MultiDiscrete([M, M, 1 + 3M])`` | a head that is not due has only index 0 |
+
+    The machine that a ``POOL_ROLE`` changes is the one of that type and old role with least work: pending prompt
+    tokens plus predicted tokens still to come.
+
     Args:
-        sizes: how many indices each head has.
+        form: one of these.
+        cluster: whose machines they are about.
+        max_machines: M; masks leave out what is no machine.
     """
 
-    def __init__(self, *sizes: int) -> None:
-        self.sizes = sizes
-        self.space: spaces.Space[Any]
-        self.space = spaces.Discrete(sizes[0]) if len(sizes) == 1 else spaces.MultiDiscrete(list(sizes))
+    def __init__(self, form: int, cluster: Cluster, max_machines: int) -> None:
+        names = [machine.profile.name for machine in cluster.machines]
+        types = list(dict.fromkeys(names))
+        one_role = 1 + len(ROLES) * max_machines
+        sizes = {
+            BOTH_MACHINES: [max_machines, max_machines],
+            MACHINE_ROLE: [one_role],
+            POOL_ROLE: [1 + len(ROLE_PAIRS) * len(types)],
+            JOINT: [max_machines, max_machines, one_role],
+        }.get(form, [max_machines])
+        hardware = np.array([types.index(name) for name in names])
+        self.rules = ActionRules(form, np.array(sizes), hardware)
+        self.num_choices = sum(sizes)
+        self.space: spaces.Space[Any] = spaces.Discrete(sizes[0]) if len(sizes) == 1 else spaces.MultiDiscrete(sizes)
+        self._ends = np.cumsum(sizes)[:-1].tolist()
 
-    @abstractmethod
-    def masks(self, view: ClusterView) -> Masks:
-        """What is valid now, head by head; fresh arrays."""
+    def masks(self, view: ClusterView) -> list[BoolArray]:
+        """What is valid now, head by head, (choices of the head,) each."""
+        valid: BoolArray = np.empty(self.num_choices, np.bool_)
+        roles = view.machines, view.prompt_mask, view.token_mask, view.role_mask
+        mark_valid(self.rules, view.kind == TICK, *roles, valid)
+        return self.by_head(valid)
 
-    @abstractmethod
-    def decision(self, choice: Choice, view: ClusterView, suggested: Decision) -> Decision:
-        """The decision a valid choice stands for; ``suggested`` is the other policy's."""
+    def by_head(self, valid: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """(…, num_choices) all heads one after another, taken apart."""
+        return np.split(valid, self._ends, axis=-1) if self._ends else [valid]
 
-    def parse(self, action: object) -> Choice:
-        """The indices in an action.
+    def decision(self, choice: IntArray, view: ClusterView, suggested: Decision) -> Decision:
+        """The decision a valid choice (num_heads,) stands for; ``suggested`` is the other policy's."""
+        new_roles = np.full(view.num_machines, -1)
+        prompt, token = suggested.prompt_machine, suggested.token_machine
+        named = translate(
+            self.rules, view.kind == TICK, choice, prompt, token, view.machines, view.role_mask, new_roles
+        )
+        return Decision(*named, role_changes(new_roles))
+
+    def parse(self, actions: object, count: int) -> IntArray:
+        """The indices (count, num_heads) in the actions of ``count`` environments.
 
         Raises:
-            SplitgymError: if it is not in the action space.
+            SplitgymError: if one is not in the action space.
         """
-        values = np.asarray(action)
-        choice = tuple(values.ravel().tolist())
-        fits = values.dtype.kind in "iu" and len(choice) == len(self.sizes)
-        if not fits or not all(0 <= index < size for index, size in zip(choice, self.sizes, strict=True)):
-            raise SplitgymError(f"action {action!r} is not in {self.space}; see env.action_space")
-        return choice
-
-    def replacement(self, masks: Masks, view: ClusterView, rng: np.random.Generator) -> Choice:
-        """What an invalid action becomes: any valid one, each as likely as the others; at a tick no change."""
-        if view.kind == TICK:
-            return (0,) * len(self.sizes)
-        valid = [np.flatnonzero(mask) for mask in masks]
-        return tuple(int(indices[rng.integers(len(indices))]) for indices in valid)
-
-
-class RoutingActions(Actions):
-    """`MultiDiscrete([M, M])`, prompt machine and token machine; `Discrete(M)` where the other policy names one."""
-
-    def __init__(self, num_machines: int, heads: str = "both") -> None:
-        if heads not in HEADS:
-            raise SplitgymError(f"heads: unknown {heads!r}{did_you_mean(heads, HEADS)}")
-        super().__init__(*[num_machines] * (2 if heads == "both" else 1))
-        self._heads = heads
-
-    def masks(self, view: ClusterView) -> Masks:
-        """Where the prompt, and the token phase, may be sent."""
-        size = self.sizes[0]
-        if self._heads == "both":
-            return _padded(view.prompt_mask, size), _padded(view.token_mask, size)
-        return (_padded(view.prompt_mask if self._heads == "prompt" else view.token_mask, size),)
-
-    def decision(self, choice: Choice, view: ClusterView, suggested: Decision) -> Decision:
-        """The machines chosen, the other policy's for a head that is not there."""
-        if self._heads == "both":
-            return Decision(choice[0], choice[1])
-        if self._heads == "prompt":
-            return Decision(choice[0], suggested.token_machine)
-        return Decision(suggested.prompt_machine, choice[0])
-
-
-class MachineRoleActions(Actions):
-    """`Discrete(1 + 3M)`: 0 is no change, 1 + 3 · machine + role a change."""
-
-    def __init__(self, num_machines: int) -> None:
-        super().__init__(1 + len(ROLES) * num_machines)
-
-    def masks(self, view: ClusterView) -> Masks:
-        """No change, and the changes that are permitted."""
-        mask = _padded(view.role_mask.ravel(), self.sizes[0], start=1)
-        mask[0] = True
-        return (mask,)
-
-    def decision(self, choice: Choice, view: ClusterView, suggested: Decision) -> Decision:
-        """One change, or none."""
-        return _role_decision(choice[0])
-
-
-class PoolRoleActions(Actions):
-    """`Discrete(1 + 6 · hardware types)`: 0 is no change, 1 + 6 · hardware type + index into `ROLE_PAIRS` a change.
-
-    Hardware types count in the order in which the cluster's machines bring them. The machine that changes is the one
-    of that type and old role with least work: pending prompt tokens plus predicted tokens still to come.
-    """
-
-    def __init__(self, cluster: Cluster) -> None:
-        names = list(dict.fromkeys(machine.profile.name for machine in cluster.machines))
-        self._of_type = [
-            np.array([machine.profile.name == name for machine in cluster.machines], np.bool_) for name in names
-        ]
-        super().__init__(1 + len(ROLE_PAIRS) * len(names))
-
-    def masks(self, view: ClusterView) -> Masks:
-        """No change, and the changes for which there is a machine."""
-        possible = [self._candidates(action, view).any() for action in range(1, self.sizes[0])]
-        return (np.array([True, *possible], np.bool_),)
-
-    def decision(self, choice: Choice, view: ClusterView, suggested: Decision) -> Decision:
-        """One change, or none."""
-        if choice[0] == 0:
-            return Decision()
-        work = view.machines[:, _PENDING] + view.machines[:, _REMAINING]
-        machine = int(np.where(self._candidates(choice[0], view), work, np.inf).argmin())
-        return Decision(role_changes=((machine, ROLE_PAIRS[(choice[0] - 1) % len(ROLE_PAIRS)][1]),))
-
-    def _candidates(self, action: int, view: ClusterView) -> BoolArray:
-        kind, pair = divmod(action - 1, len(ROLE_PAIRS))
-        old, new = ROLE_PAIRS[pair]
-        return self._of_type[kind] & view.role_mask[:, new] & (view.machines[:, _ROLE_PROMPT + old] > 0)
-
-
-class JointActions(Actions):
-    """`MultiDiscrete([M, M, 1 + 3M])`: machines at an arrival, a role change at a tick, index 0 for what is not due."""
-
-    def __init__(self, num_machines: int) -> None:
-        super().__init__(num_machines, num_machines, 1 + len(ROLES) * num_machines)
-        self._roles = MachineRoleActions(num_machines)
-
-    def masks(self, view: ClusterView) -> Masks:
-        """Two heads apply at an arrival, the third at a tick."""
-        size, roles = self.sizes[0], self.sizes[2]
-        if view.kind == TICK:
-            return _only_first(size), _only_first(size), *self._roles.masks(view)
-        return _padded(view.prompt_mask, size), _padded(view.token_mask, size), _only_first(roles)
-
-    def decision(self, choice: Choice, view: ClusterView, suggested: Decision) -> Decision:
-        """Machines at an arrival, one role change or none at a tick."""
-        return _role_decision(choice[2]) if view.kind == TICK else Decision(choice[0], choice[1])
+        values, sizes = np.asarray(actions), self.rules.sizes
+        if values.dtype.kind in "iu" and values.size == count * len(sizes):
+            choices = values.reshape(count, len(sizes)).astype(np.int64)
+            if ((choices >= 0) & (choices < sizes)).all():
+                return choices
+        several = "" if count == 1 else f" for each of {count} environments"
+        raise SplitgymError(f"action {actions!r} is not in {self.space}{several}; see action_space")
 
 
 def make_actions(kind: str, cluster: Cluster, max_machines: int, heads: str, action: str) -> Actions:
@@ -169,30 +116,147 @@ def make_actions(kind: str, cluster: Cluster, max_machines: int, heads: str, act
     Raises:
         SplitgymError: if ``heads`` or ``action`` is unknown, or set where the kind does not have it.
     """
+    if heads not in HEADS:
+        raise SplitgymError(f"heads: unknown {heads!r}{did_you_mean(str(heads), HEADS)}")
     if heads != HEADS[0] and kind != "routing":
         raise SplitgymError(f"heads: {heads!r} is for kind 'routing', this is {kind!r}; leave it out")
     if action not in ROLE_ACTIONS:
         raise SplitgymError(f"action: unknown {action!r}{did_you_mean(str(action), ROLE_ACTIONS)}")
     if action == "pool" and kind != "repurposing":
         raise SplitgymError(f"action: 'pool' is for kind 'repurposing', this is {kind!r}; leave it out")
-    if kind == "routing":
-        return RoutingActions(max_machines, heads)
-    if kind == "joint":
-        return JointActions(max_machines)
-    return PoolRoleActions(cluster) if action == "pool" else MachineRoleActions(max_machines)
+    forms = {
+        "routing": (BOTH_MACHINES, PROMPT_MACHINE, TOKEN_MACHINE)[HEADS.index(heads)],
+        "repurposing": POOL_ROLE if action == "pool" else MACHINE_ROLE,
+        "joint": JOINT,
+    }
+    return Actions(forms[kind], cluster, max_machines)
 
 
-def _role_decision(index: int) -> Decision:
-    return Decision(role_changes=(divmod(index - 1, len(ROLES)),)) if index else Decision()
+def role_changes(new_roles: IntArray) -> tuple[tuple[int, int], ...]:
+    """(machine, role) for each machine whose new role is not -1."""
+    return tuple((int(m), int(new_roles[m])) for m in np.flatnonzero(new_roles >= 0))
 
 
-def _padded(mask: BoolArray, size: int, start: int = 0) -> BoolArray:
-    padded: BoolArray = np.zeros(size, np.bool_)
-    padded[start : start + len(mask)] = mask
-    return padded
+@lean_njit
+def mark_valid(
+    rules: ActionRules,
+    is_tick: bool,
+    machines: FloatArray,
+    prompt_mask: BoolArray,
+    token_mask: BoolArray,
+    role_mask: BoolArray,
+    valid: BoolArray,
+) -> None:
+    """Write what is valid, (num_choices,) all heads one after another."""
+    form, count = rules.form, len(prompt_mask)
+    valid[:] = False
+    if form == POOL_ROLE:
+        valid[0] = True
+        for m in range(count):
+            for new in range(3):
+                if role_mask[m, new]:
+                    valid[_pool_action(rules.hardware[m], role_of(machines[m]), new)] = True
+    elif form == MACHINE_ROLE or (form == JOINT and is_tick):
+        start = 0
+        if form == JOINT:
+            start = rules.sizes[0] + rules.sizes[1]
+            valid[0] = True
+            valid[rules.sizes[0]] = True
+        valid[start] = True
+        for m in range(count):
+            for new in range(3):
+                valid[start + 1 + 3 * m + new] = role_mask[m, new]
+    else:
+        start = 0
+        if form != TOKEN_MACHINE:
+            for m in range(count):
+                valid[m] = prompt_mask[m]
+            start = rules.sizes[0]
+        if form != PROMPT_MACHINE:
+            for m in range(count):
+                valid[start + m] = token_mask[m]
+        if form == JOINT:
+            valid[rules.sizes[0] + rules.sizes[1]] = True
 
 
-def _only_first(size: int) -> BoolArray:
-    mask: BoolArray = np.zeros(size, np.bool_)
-    mask[0] = True
-    return mask
+@lean_njit
+def is_valid(rules: ActionRules, choice: IntArray, valid: BoolArray) -> bool:
+    """Whether a choice (num_heads,) is among what is valid (num_choices,)."""
+    start = 0
+    for head in range(len(choice)):
+        if not valid[start + choice[head]]:
+            return False
+        start += rules.sizes[head]
+    return True
+
+
+@lean_njit
+def replace(rules: ActionRules, is_tick: bool, choice: IntArray, valid: BoolArray, key: int, number: int) -> None:
+    """Put any valid choice in place of an invalid one, each as likely as the others; at a tick no change.
+
+    Draw ``number`` of ``key`` decides.
+    """
+    start = 0
+    for head in range(len(choice)):
+        choice[head] = 0
+        size = rules.sizes[head]
+        others = 0
+        for index in range(size):
+            others += valid[start + index]
+        left = -1 if is_tick else min(int(hashed_uniform(key, head, number) * others), others - 1)
+        for index in range(size):
+            if valid[start + index]:
+                if left == 0:
+                    choice[head] = index
+                left -= 1
+        start += size
+
+
+@lean_njit
+def translate(
+    rules: ActionRules,
+    is_tick: bool,
+    choice: IntArray,
+    suggested_prompt: int,
+    suggested_token: int,
+    machines: FloatArray,
+    role_mask: BoolArray,
+    new_roles: IntArray,
+) -> tuple[int, int]:
+    """The machines that a valid choice (num_heads,) names; its role change goes into ``new_roles`` (num_machines,)."""
+    form = rules.form
+    if form == POOL_ROLE:
+        if choice[0] > 0:
+            _change_pool(rules, choice[0], machines, role_mask, new_roles)
+        return -1, -1
+    if form == MACHINE_ROLE or (form == JOINT and is_tick):
+        index = choice[len(choice) - 1] - 1
+        if index >= 0:
+            new_roles[index // 3] = index % 3
+        return -1, -1
+    if form == PROMPT_MACHINE:
+        return choice[0], suggested_token
+    if form == TOKEN_MACHINE:
+        return suggested_prompt, choice[0]
+    return choice[0], choice[1]
+
+
+@lean_njit
+def _pool_action(hardware: int, old: int, new: int) -> int:
+    return 1 + 6 * hardware + 2 * old + (new if new < old else new - 1)
+
+
+@lean_njit
+def _change_pool(
+    rules: ActionRules, action: int, machines: FloatArray, role_mask: BoolArray, new_roles: IntArray
+) -> None:
+    """Change the role of the machine with least work among those that ``action`` may mean."""
+    best, best_new, best_work = -1, -1, 0.0
+    for m in range(len(machines)):
+        for new in range(3):
+            if role_mask[m, new] and _pool_action(rules.hardware[m], role_of(machines[m]), new) == action:
+                work = machines[m, _PENDING] + machines[m, _REMAINING]
+                if best < 0 or work < best_work:
+                    best, best_new, best_work = m, new, work
+    if best >= 0:
+        new_roles[best] = best_new

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +10,21 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.error import ResetNeeded
 
-from splitgym.cards import KINDS, Card, load_card
+from splitgym.cards import Card
 from splitgym.envs import rendering
-from splitgym.envs.actions import BoolArray, Masks, make_actions
-from splitgym.envs.episode import Episode, Roster
+from splitgym.envs.actions import BoolArray
+from splitgym.envs.batch import Batch, EnvState
+from splitgym.envs.episode import Episode
 from splitgym.envs.history import History
-from splitgym.envs.observations import Observation, Observer
-from splitgym.envs.rewards import Reward, RewardSpec, Step
-from splitgym.errors import SplitgymError, did_you_mean
-from splitgym.policies.registry import make_policy
-from splitgym.randomness import SPLITS, Streams
+from splitgym.envs.observations import Observation
+from splitgym.envs.rewards import RewardSpec
+from splitgym.envs.setting import Setting, known
 from splitgym.sim.cluster import Cluster, Scenario
 from splitgym.sim.recorder import Recorder
-from splitgym.sim.run import DEFAULT_ENGINE, ENGINES, Decider
-from splitgym.view import DECISION_KINDS, ClusterView, Decision
-from splitgym.workload import Requests, read_trace
+from splitgym.sim.run import DEFAULT_ENGINE, Decider
+from splitgym.view import ClusterView, Decision
 
 Action = int | np.integer[Any] | npt.NDArray[np.integer[Any]]
-
-OPTIONS = ("trace",)
-"""What ``reset(options=…)`` understands."""
-
-
-@dataclass(frozen=True)
-class EnvState:
-    """A `ClusterEnv` in the middle of an episode: enough to be there again by replay."""
-
-    scenario: Scenario
-    decisions: tuple[Decision, ...]
-    invalid_actions: int
-    episode_number: int
-    draws: Mapping[str, Any]  # state of the generator of replacements
-    np_random: Mapping[str, Any]
 
 
 class ClusterEnv(gymnasium.Env[Observation, Action]):
@@ -134,37 +115,34 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
         record: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        if card is None:
-            raise SplitgymError("card: missing; give the path of a card, card='mine.yaml' for example")
-        self.card = card if isinstance(card, Card) else load_card(card)
-        self.kind = _known("kind", kind or self.card.defaults.kind, KINDS)
-        self.split = _known("split", split, SPLITS)
         self.render_mode = (
-            render_mode if render_mode is None else _known("render_mode", render_mode, self.metadata["render_modes"])
+            render_mode if render_mode is None else known("render_mode", render_mode, self.metadata["render_modes"])
         )
-        if not 0 <= gamma <= 1:
-            raise SplitgymError(f"gamma: {gamma!r} is not in [0, 1]; give the learner's discount")
-        if rate is not None and not 0 < rate < float("inf"):
-            raise SplitgymError(f"rate: {rate!r} requests per second; give a number above 0")
-        self.gamma = gamma
-        self.cluster: Cluster = self.card.build_cluster(machines, model)
-        count = self.cluster.num_machines
-        if max_machines is not None and max_machines < count:
-            raise SplitgymError(f"max_machines: {max_machines} is less than the card's {count}; raise it")
-        self._variant: dict[str, Any] = {"rate_rps": rate, "horizon_s": horizon_s, "machines": machines, "model": model}
-        self._actions = make_actions(self.kind, self.cluster, max_machines or count, heads, action)
-        self._observer = Observer(count, max_machines or count)
-        self._reward = Reward(reward or self.card.defaults.reward, self._arrivals_per_step(rate), reward_scale)
-        self._usd_per_s = sum(machine.profile.cost_usd_per_hour for machine in self.cluster.machines) / 3600
-        self._roster = self._make_roster(other)
-        self._arrival_group = arrival_group
-        self._engine = _known("engine", engine, tuple(ENGINES))
-        self._record = record
-        self.action_space = self._actions.space
-        self.observation_space = self._observer.space
-        self._episode: Episode | None = None
-        self._episode_number = 0
-        self._is_over = True
+        self.setting = Setting(
+            card,
+            kind=kind,
+            reward=reward,
+            reward_scale=reward_scale,
+            gamma=gamma,
+            split=split,
+            horizon_s=horizon_s,
+            rate=rate,
+            machines=machines,
+            model=model,
+            max_machines=max_machines,
+            other=other,
+            heads=heads,
+            action=action,
+            arrival_group=arrival_group,
+            engine=engine,
+            record=record,
+        )
+        self.card: Card = self.setting.card
+        self.cluster: Cluster = self.setting.cluster
+        self.kind, self.split, self.gamma = self.setting.kind, split, gamma
+        self.action_space = self.setting.actions.space
+        self.observation_space = self.setting.observer.space
+        self._batch = Batch(self.setting, 1)
         self._history: History | None = None
 
     # --- Gymnasium ----------------------------------------------------------------------------------------------
@@ -178,17 +156,14 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
             SplitgymError: if an option is unknown, or a trace cannot be read.
         """
         super().reset(seed=seed)
-        requests = _requests(options or {})
+        batch = self._batch
         if seed is not None:
-            self._episode_number = 0
-        scenario_seed = self._scenario_seed(seed)
-        self._episode_number += 1
-        scenario = self.card.scenario(scenario_seed, self.split, requests=requests, **self._variant)
-        if requests is not None and self._variant["horizon_s"] is not None:
-            scenario = replace(scenario, horizon_s=self._variant["horizon_s"], drain_s=self.card.episode.drain_s)
-        self._draws = Streams(scenario_seed, self.split).generator("invalid-actions")
-        self._begin(scenario)
-        return self._observe(), self._info(dt_s=0.0)
+            batch.episode_numbers[0] = 0
+        batch.generators[0] = self.np_random
+        batch.reset([0], [seed], options)
+        self._history = None
+        self._remember()
+        return batch.observation(0), self._batch.info(0)
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take a decision and run to the learner's next.
@@ -196,24 +171,16 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
         Raises:
             SplitgymError: if the action is not in the action space.
         """
-        episode = self._episode
-        if episode is None or self._is_over:
+        batch = self._batch
+        if batch.is_over[0]:
             raise ResetNeeded("this episode is over: call reset() before step()")
-        choice = self._actions.parse(action)
-        if episode.view is not None:  # else the scenario has no decision for this learner
-            if not all(mask[index] for mask, index in zip(self._masks, choice, strict=True)):
-                choice = self._actions.replacement(self._masks, episode.view, self._draws)
-                self._invalid_actions += 1
-            episode.decide(self._actions.decision(choice, episode.view, episode.suggested))
-        before, potential = self._meters, self._potential
-        is_over = self._arrive()
-        step = Step(before, self._meters, potential, self._potential, self.gamma, self._usd_per_s)
-        observation = self._observe()
-        info = self._info(dt_s=self._meters.time_s - before.time_s)
+        batch.step([0], self.setting.actions.parse(action, 1))
+        self._remember()
+        info, is_over, terminated = self._batch.info(0), bool(batch.is_over[0]), False
         if is_over:
-            info["scorecard"] = episode.scorecard()
-        truncated = is_over and episode.ends_at_horizon
-        return observation, self._reward(step), is_over and not truncated, truncated, info
+            info["scorecard"] = batch.scorecard(0)
+            terminated = batch.terminates(0)
+        return batch.observation(0), float(batch.slots["reward"][0]), terminated, is_over and not terminated, info
 
     def render(self) -> Any:
         """The cluster as it is: text for ``ansi``, (height, width, 3) uint8 for ``rgb_array``."""
@@ -223,13 +190,14 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
         if self._history is None:
             raise ResetNeeded("nothing to see yet: call reset() before render()")
         draw = rendering.as_text if self.render_mode == "ansi" else rendering.as_image
-        return draw(f"{self.card.name} · {self.kind}", self._history)
+        return draw(f"{self.setting.card.name} · {self.setting.kind}", self._history)
 
     # --- beyond Gymnasium ---------------------------------------------------------------------------------------
 
     def action_masks(self) -> BoolArray:
-        """What is valid now, all heads one after another, as sb3-contrib asks."""
-        return np.concatenate(self._masks)
+        """(n,) what is valid now, all heads one after another, as sb3-contrib asks."""
+        valid: BoolArray = self._batch.outlook.valid[0].copy()
+        return valid
 
     @property
     def view(self) -> ClusterView:
@@ -238,9 +206,15 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
         Raises:
             ResetNeeded: if no decision is due.
         """
-        if self._episode is None or self._episode.view is None:
+        view = self._batch.view(0) if self._episode else None
+        if view is None:
             raise ResetNeeded("no decision is due: call reset()")
-        return self._episode.view
+        return view
+
+    @property
+    def suggested(self) -> Decision:
+        """What the other policy would do at the arrival that is due (kind ``routing``)."""
+        return self._batch.suggested(0)
 
     @property
     def scenario(self) -> Scenario | None:
@@ -256,110 +230,34 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
         """Where the episode stands, to come back to with `restore_state`, here or in an equal environment."""
         if self._episode is None:
             raise ResetNeeded("nothing to clone yet: call reset()")
-        return EnvState(
-            self._episode.scenario,
-            tuple(self._episode.decisions),
-            self._invalid_actions,
-            self._episode_number,
-            self._draws.bit_generator.state,
-            self.np_random.bit_generator.state,
-        )
+        return self._batch.clone_state(0)
 
     def restore_state(self, state: EnvState) -> Observation:
-        """Go back to ``state`` by replaying its decisions, which takes as long as they did.
+        """Go back to ``state``.
+
+        Arrays are copied; where the engine, or a policy that decides what the learner does not, is not compiled, the
+        decisions are taken again, which takes as long as they did.
 
         Returns:
             the observation there.
         """
-        self._begin(state.scenario)
-        assert self._episode is not None
-        for decision in state.decisions:
-            self._episode.decide(decision)
-            self._arrive()
-        self._invalid_actions = state.invalid_actions
-        self._episode_number = state.episode_number
-        self._draws = np.random.default_rng()
-        self._draws.bit_generator.state = state.draws
-        self.np_random.bit_generator.state = state.np_random
-        return self._observe()
+        self._batch.restore_state(0, state)
+        self.np_random = self._batch.generators[0]
+        return self._batch.observation(0)
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def _begin(self, scenario: Scenario) -> None:
-        self._episode = Episode(scenario, self._roster, self._record, self._engine)
-        self._invalid_actions = 0
-        self._history = None
-        self._arrive()
-        self._is_over = False  # where there is nothing to decide the first step says so
+    @property
+    def _episode(self) -> Episode | None:
+        return self._batch.episodes[0]
 
-    def _arrive(self) -> bool:
-        """Note where the run stands; whether it is over."""
-        episode = self._episode
-        assert episode is not None
-        self._is_over = episode.view is None
-        self._meters = episode.engine.meters()
-        counts = self._reward.is_shaped and not (self._is_over and not episode.ends_at_horizon)
-        self._potential = episode.engine.books.potential(self._meters.time_s) if counts else 0.0
-        self._shown = episode.view or episode.last_view()
-        self._masks: Masks = self._actions.masks(self._shown)
-        if episode.view is None:
-            for mask in self._masks:
-                mask[0] |= not mask.any()
-        if self.render_mode is not None and self._history is None:
-            self._history = History(self._meters, episode.engine.state())
-        elif self._history is not None:
-            self._history.add(self._meters, episode.engine.state())
-        return self._is_over
-
-    def _observe(self) -> Observation:
-        return self._observer.observe(self._shown)
-
-    def _info(self, *, dt_s: float) -> dict[str, Any]:
-        masks = [mask.astype(np.int8) for mask in self._masks]
-        return {
-            "time_s": self._meters.time_s,
-            "dt_s": dt_s,
-            "decision_kind": DECISION_KINDS[self._shown.kind],
-            "invalid_actions": self._invalid_actions,
-            "action_mask": masks[0] if len(masks) == 1 else tuple(masks),
-        }
-
-    def _scenario_seed(self, seed: int | None) -> int:
-        if self._arrival_group is not None:
-            key = Streams(self._arrival_group, self.split).key(f"episode-{self._episode_number}")
-            return key >> 32
-        return int(self.np_random.integers(2**32)) if seed is None else seed
-
-    def _arrivals_per_step(self, rate: float | None) -> float:
-        tick_s = self.card.episode.tick_s
-        rate_rps = rate or self.card.workload.resolved(self.card.folder).mean_rate_rps
-        return {"routing": 1.0, "repurposing": rate_rps * tick_s}.get(self.kind, rate_rps / (rate_rps + 1 / tick_s))
-
-    def _make_roster(self, other: str | Decider | None) -> Roster:
-        defaults, folder = self.card.defaults, self.card.folder
-
-        def policy(spec: str | Decider) -> Decider:
-            return make_policy(spec, folder) if isinstance(spec, str) else spec
-
-        if self.kind == "joint" and other is not None:
-            raise SplitgymError("other: kind 'joint' leaves nothing to decide; leave it out")
-        warmup = policy(defaults.warmup_policy or defaults.other)
-        return Roster(self.kind, None if self.kind == "joint" else policy(other or defaults.other), warmup)
-
-
-def _known(what: str, value: str, options: tuple[str, ...] | list[str]) -> str:
-    if value not in options:
-        raise SplitgymError(f"{what}: unknown {value!r}{did_you_mean(str(value), options)}")
-    return value
-
-
-def _requests(options: Mapping[str, Any]) -> Requests | None:
-    for name in options:
-        if name not in OPTIONS:
-            raise SplitgymError(f"options: unknown {name!r}{did_you_mean(str(name), OPTIONS)}")
-    trace = options.get("trace")
-    if trace is None or isinstance(trace, Requests):
-        return trace
-    if isinstance(trace, str | Path):
-        return read_trace(trace)
-    raise SplitgymError(f"options: trace is {trace!r}; give the path of a trace file, or Requests")
+    def _remember(self) -> None:
+        """Keep what pictures show."""
+        if self.render_mode is None:
+            return
+        assert self._episode is not None
+        engine = self._episode.engine
+        if self._history is None:
+            self._history = History(engine.meters(), engine.state())
+        else:
+            self._history.add(engine.meters(), engine.state())

@@ -10,6 +10,7 @@ import numpy as np
 from splitgym.errors import SplitgymError
 from splitgym.metrics import scorecard
 from splitgym.sim.cluster import Scenario
+from splitgym.sim.compiled.kernel import Kernel, kernels_of
 from splitgym.sim.outside import InvalidDecision
 from splitgym.sim.run import DEFAULT_ENGINE, ENGINES, Decider, carry_out, start
 from splitgym.view import ARRIVAL, TICK, ClusterView, Decision
@@ -29,6 +30,19 @@ class Roster:
     other: Decider | None = None
     warmup: Decider | None = None
 
+    @property
+    def first(self) -> Decider | None:
+        """Who decides during a warm-up."""
+        return self.warmup or self.other
+
+    def kernels(self) -> tuple[Kernel, Kernel, Kernel, Kernel] | None:
+        """The other policy at arrivals and ticks, then the warm-up's, where compiled code can ask them all.
+
+        They hold the memory that the policies have had since they were last reset.
+        """
+        found = [kernels_of(decider) for decider in (self.other or self.first, self.first)]
+        return None if found[0] is None or found[1] is None else (*found[0], *found[1])
+
 
 @dataclass
 class Episode:
@@ -38,29 +52,43 @@ class Episode:
         view: what may be known for the learner's decision that is due; ``None`` when the run is over.
         suggested: what the other policy would do at this arrival (kind ``routing``).
         decisions: the learner's so far. A run is a function of scenario, roster and these.
+        waits: do not run to the first decision: somebody else drives the engine.
     """
 
     scenario: Scenario
     roster: Roster
     record: bool = False
     engine_name: str = DEFAULT_ENGINE  # one of `splitgym.sim.run.ENGINES`
+    waits: bool = False
     decisions: list[Decision] = field(default_factory=list)
     suggested: Decision = Decision()  # noqa: RUF009  (frozen)
 
     def __post_init__(self) -> None:
         self.engine = ENGINES[self.engine_name](self.scenario, record=self.record)
-        warmup = self.roster.warmup or self.roster.other
-        self._warmup = warmup if self.scenario.warmup_s > 0 else None
+        self._warmup = self.roster.first if self.scenario.warmup_s > 0 else None
         for decider in (self.roster.other, self._warmup):
             if decider is not None:
                 start(decider, self.scenario)
         self._no_roles = np.zeros((self.scenario.cluster.num_machines, 3), np.bool_)
-        self.view = self._to_next()
+        self.view = None if self.waits else self._to_next()
 
     @property
     def ends_at_horizon(self) -> bool:
         """Whether the end truncates; else the run ends when every request is done."""
         return self.scenario.horizon_s != float("inf")
+
+    @property
+    def shown_at_the_end(self) -> tuple[int, int, float]:
+        """The kind of decision, the prompt's and the predicted output's length that the last view shows.
+
+        Nothing is due there, so where the learner decides arrivals it is shown one of the scenario's median lengths:
+        a value function is asked about truncated states, and learns nothing of states without a request.
+        """
+        requests = self.scenario.requests
+        if self.roster.kind == "repurposing" or len(requests) == 0:
+            return TICK, 0, 0.0
+        prompt_tokens = int(np.median(requests.prompt_tokens))
+        return ARRIVAL, prompt_tokens, float(np.median(requests.predicted_output_tokens))
 
     def decide(self, decision: Decision) -> None:
         """Carry out the learner's decision and run to the next."""
@@ -73,18 +101,18 @@ class Episode:
             carry_out(self.engine, other, view, decision)  # the mistake can only be in the other's head
         self.view = self._to_next()
 
-    def last_view(self) -> ClusterView:
-        """The state at the end of the run, as one that a learner of this kind knows.
+    def refuse(self, decision: Decision) -> None:
+        """Say who decided what is not permitted now.
 
-        Nothing is due there, so where the learner decides arrivals it is shown one of the scenario's median lengths:
-        a value function is asked about truncated states, and learns nothing of states without a request.
+        Raises:
+            SplitgymError: always.
         """
-        books, now_s = self.engine.books, self.engine.now_s
-        requests = self.scenario.requests
-        if self.roster.kind == "repurposing" or len(requests) == 0:
-            return books.view(TICK, now_s, 0, 0.0)
-        prompt_tokens = int(np.median(requests.prompt_tokens))
-        return books.view(ARRIVAL, now_s, prompt_tokens, float(np.median(requests.predicted_output_tokens)))
+        view = self.engine.view()
+        is_warm = self._warmup is None or view.time_s >= self.scenario.warmup_s
+        decider = (self.roster.other if is_warm else None) or self.roster.first
+        assert decider is not None
+        carry_out(self.engine, decider, view, decision)
+        raise AssertionError("compiled code refused what Python permits")
 
     def scorecard(self) -> dict[str, float]:
         """Follow what is unfinished to its end and say what the run was like."""

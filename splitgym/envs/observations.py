@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from splitgym.features import (
     REQUEST_FEATURES,
     Feature,
 )
+from splitgym.jit import lean_njit
 from splitgym.view import DECISION_KINDS, ClusterView
 
 Float32Array = npt.NDArray[np.float32]
@@ -24,12 +25,40 @@ FloatArray = npt.NDArray[np.float64]
 Observation = dict[str, Float32Array]
 
 
+class Scales(NamedTuple):
+    """What compiled functions must know of `splitgym.features`, group by group.
+
+    A row of scales, then a row with 1 where a feature is not bounded by its scale.
+    """
+
+    machines: FloatArray  # (2, NUM_MACHINE_FEATURES)
+    request: FloatArray  # (2, NUM_REQUEST_FEATURES)
+    cluster: FloatArray  # (2, NUM_CLUSTER_FEATURES)
+
+
+def _scales(features: tuple[Feature, ...]) -> FloatArray:
+    return np.array([[feature.scale for feature in features], [not feature.bounded for feature in features]], float)
+
+
+SCALES = Scales(_scales(MACHINE_FEATURES), _scales(REQUEST_FEATURES), _scales(CLUSTER_FEATURES))
+
+
+class Arrays(NamedTuple):
+    """The observations of several environments."""
+
+    machines: Float32Array  # (num_envs, max_machines, NUM_MACHINE_FEATURES)
+    present: Float32Array  # (num_envs, max_machines)
+    request: Float32Array  # (num_envs, NUM_REQUEST_FEATURES)
+    cluster: Float32Array  # (num_envs, NUM_CLUSTER_FEATURES)
+    decision_kind: Float32Array  # (num_envs, 3)
+
+
 class Observer:
     """Turns views into observations, by the formula of `splitgym.features.Feature`.
 
     An observation has ``machines`` (max_machines, NUM_MACHINE_FEATURES), ``present`` (max_machines,), 0 where a row
     is padding, ``request`` (NUM_REQUEST_FEATURES,), ``cluster`` (NUM_CLUSTER_FEATURES,) and ``decision_kind`` (3,),
-    one-hot in the order of `splitgym.view.DECISION_KINDS`. All are float32 in [0, 1] and fresh each time.
+    one-hot in the order of `splitgym.view.DECISION_KINDS`. All are float32 in [0, 1].
 
     Args:
         num_machines: machines there are.
@@ -38,47 +67,53 @@ class Observer:
 
     def __init__(self, num_machines: int, max_machines: int) -> None:
         self._num_machines = num_machines
-        self._present: Float32Array = np.zeros(max_machines, np.float32)
-        self._present[:num_machines] = 1.0
-        self._kinds: Float32Array = np.eye(len(DECISION_KINDS), dtype=np.float32)
-        self._machine_scales = _scales(MACHINE_FEATURES)
-        self._request_scales = _scales(REQUEST_FEATURES)
-        self._cluster_scales = _scales(CLUSTER_FEATURES)
-        self._shape = (max_machines, NUM_MACHINE_FEATURES)
-        shapes: dict[str, tuple[int, ...]] = {
-            "machines": self._shape,
+        self._shapes: dict[str, tuple[int, ...]] = {
+            "machines": (max_machines, NUM_MACHINE_FEATURES),
             "present": (max_machines,),
             "request": (NUM_REQUEST_FEATURES,),
             "cluster": (NUM_CLUSTER_FEATURES,),
             "decision_kind": (len(DECISION_KINDS),),
         }
         boxes: dict[str, spaces.Space[Any]] = {
-            name: spaces.Box(0.0, 1.0, shape, np.float32) for name, shape in shapes.items()
+            name: spaces.Box(0.0, 1.0, shape, np.float32) for name, shape in self._shapes.items()
         }
         self.space: spaces.Space[Any] = spaces.Dict(boxes)
 
+    def blank(self, num_envs: int) -> Arrays:
+        """Room for the observations of ``num_envs`` environments."""
+        blank = Arrays(**{name: np.zeros((num_envs, *shape), np.float32) for name, shape in self._shapes.items()})
+        blank.present[:, : self._num_machines] = 1.0
+        return blank
+
     def observe(self, view: ClusterView) -> Observation:
-        """The observation of ``view``."""
-        machines: Float32Array = np.zeros(self._shape, np.float32)
-        _squash(view.machines, self._machine_scales, machines[: self._num_machines])
-        request: Float32Array = np.empty(NUM_REQUEST_FEATURES, np.float32)
-        cluster: Float32Array = np.empty(NUM_CLUSTER_FEATURES, np.float32)
-        return {
-            "machines": machines,
-            "present": self._present.copy(),
-            "request": _squash(view.request, self._request_scales, request),
-            "cluster": _squash(view.cluster, self._cluster_scales, cluster),
-            "decision_kind": self._kinds[view.kind].copy(),
-        }
+        """The observation of ``view``, in fresh arrays."""
+        arrays = self.blank(1)
+        observe(view.kind, view.machines, view.request, view.cluster, SCALES, arrays, 0)
+        return {name: values[0] for name, values in arrays._asdict().items()}
 
 
-def _scales(features: tuple[Feature, ...]) -> tuple[FloatArray, FloatArray]:
-    """Scales, and 1 where a feature is not bounded by its scale; each (num_features,)."""
-    scale = np.array([feature.scale for feature in features])
-    return scale, np.array([not feature.bounded for feature in features], np.float64)
+@lean_njit
+def observe(
+    kind: int,
+    machines: FloatArray,
+    request: FloatArray,
+    cluster: FloatArray,
+    scales: Scales,
+    arrays: Arrays,
+    env: int,
+) -> None:
+    """Write the observation of a view as that of environment ``env``."""
+    for m in range(len(machines)):
+        squash(machines[m], scales.machines, arrays.machines[env, m])
+    squash(request, scales.request, arrays.request[env])
+    squash(cluster, scales.cluster, arrays.cluster[env])
+    for other in range(3):
+        arrays.decision_kind[env, other] = 1.0 if other == kind else 0.0
 
 
-def _squash(values: FloatArray, scales: tuple[FloatArray, FloatArray], out: Float32Array) -> Float32Array:
-    scale, unbounded = scales
-    positive = np.maximum(values, 0.0)  # sums of predicted lengths may end a rounding below 0
-    return np.divide(positive, positive * unbounded + scale, out=out, casting="same_kind")
+@lean_njit
+def squash(values: FloatArray, scales: FloatArray, out: Float32Array) -> None:
+    """Write ``values`` (n,) on their scales."""
+    for k in range(len(values)):
+        value = max(values[k], 0.0)  # sums of predicted lengths may end a rounding below 0
+        out[k] = value / (value * scales[1, k] + scales[0, k])

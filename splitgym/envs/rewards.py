@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from splitgym.errors import SplitgymError, did_you_mean
+from splitgym.jit import lean_njit
 from splitgym.sim.ledger import Meters
 
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 RewardSpec = str | Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """What happened between two decisions.
 
     Attributes:
@@ -38,6 +43,7 @@ class Step:
 Term = Callable[[Step], float]
 
 
+@lean_njit
 def slowdown(step: Step) -> float:
     """−∫ Σ over unfinished requests [ ½·1(before first token)/TTFT₀ + ½·1(after)/(E2E₀ − TTFT₀) ] dt.
 
@@ -47,6 +53,7 @@ def slowdown(step: Step) -> float:
     return step.before.slowdown - step.after.slowdown
 
 
+@lean_njit
 def slowdown_shaped(step: Step) -> float:
     """``slowdown`` + γΦ(s′) − Φ(s), Φ = −Σ predicted remaining weighted slowdown of unfinished requests.
 
@@ -57,6 +64,7 @@ def slowdown_shaped(step: Step) -> float:
     return slowdown(step) - step.gamma * step.potential_after + step.potential_before
 
 
+@lean_njit
 def time_in_system(step: Step) -> float:
     """−∫ N dt, N the unfinished requests. Unit: seconds.
 
@@ -65,6 +73,7 @@ def time_in_system(step: Step) -> float:
     return step.before.time_in_system_s - step.after.time_in_system_s
 
 
+@lean_njit
 def slo(step: Step) -> float:
     """−1 when a request misses its TTFT, −1 when it misses its TBT, charged when it is missed. Unit: misses.
 
@@ -74,11 +83,13 @@ def slo(step: Step) -> float:
     return float(missed_before - step.after.ttft_missed - step.after.tbt_missed)
 
 
+@lean_njit
 def energy(step: Step) -> float:
     """−energy drawn by all machines, idling included. Unit: watt-hours."""
     return (step.before.energy_j - step.after.energy_j) / 3600
 
 
+@lean_njit
 def cost(step: Step) -> float:
     """−price of all machines, busy or not, for the time of the step. Unit: US cents."""
     return -100 * step.usd_per_s * (step.after.time_s - step.before.time_s)
@@ -95,6 +106,13 @@ TERMS: dict[str, Term] = {
 """The rewards by name."""
 
 
+class Mix(NamedTuple):
+    """What compiled functions must know of a reward."""
+
+    terms: IntArray  # (num_terms,) indices into TERMS
+    factors: FloatArray  # (num_terms,) by which they are multiplied
+
+
 class Reward:
     """A weighted sum of `TERMS`, divided by the arrivals expected in a step.
 
@@ -102,6 +120,10 @@ class Reward:
         spec: see the module's docstring.
         arrivals_per_step: the card's rate times the expected time between two decisions.
         scale: multiplies it all.
+
+    Attributes:
+        weights: by name, as given.
+        mix: the same for compiled functions.
 
     Raises:
         SplitgymError: if a name is unknown or a weight not a number.
@@ -112,12 +134,37 @@ class Reward:
             raise SplitgymError(f"reward_scale: {scale!r} is not a number; give one, 0.1 for example")
         self.weights = parse_reward(spec)
         factor = scale / arrivals_per_step
-        self._terms = [(weight * factor, TERMS[name]) for name, weight in self.weights.items()]
+        names = list(TERMS)
+        self.mix = Mix(
+            np.array([names.index(name) for name in self.weights]),
+            np.array([weight * factor for weight in self.weights.values()]),
+        )
         self.is_shaped = "slowdown-shaped" in self.weights
 
     def __call__(self, step: Step) -> float:
         """The reward of ``step``."""
-        return sum(weight * term(step) for weight, term in self._terms)
+        return float(weighted(self.mix, step))
+
+
+@lean_njit
+def weighted(mix: Mix, step: Step) -> float:
+    """The reward of ``step``, summed in the order in which its terms were given."""
+    total = 0.0
+    for k in range(len(mix.terms)):
+        term = mix.terms[k]
+        if term == 0:
+            total += mix.factors[k] * slowdown(step)
+        elif term == 1:
+            total += mix.factors[k] * slowdown_shaped(step)
+        elif term == 2:
+            total += mix.factors[k] * time_in_system(step)
+        elif term == 3:
+            total += mix.factors[k] * slo(step)
+        elif term == 4:
+            total += mix.factors[k] * energy(step)
+        else:
+            total += mix.factors[k] * cost(step)
+    return total
 
 
 def parse_reward(spec: RewardSpec) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from splitgym.view import TICK, ClusterView, Decision
 if TYPE_CHECKING:
     import gymnasium
 
+    from splitgym.envs import ClusterEnv
     from splitgym.learn.agents import Agent
 
 DecisionMode = Literal["argmax", "sample"]
@@ -114,7 +115,7 @@ class LearnedPolicy:
             choice.append(choose(scores[start : start + len(mask)], mask, uniform))
             start += len(mask)
         self._count += 1
-        return self._actions.decision(tuple(choice), view, suggested)
+        return self._actions.decision(np.array(choice), view, suggested)
 
 
 def load_policy(run_dir: str | Path, decision: DecisionMode | None = None) -> LearnedPolicy:
@@ -156,7 +157,7 @@ def load(run_dir: str | Path, environment: gymnasium.Env[Any, Any]) -> Agent:
     settings = dataclasses.replace(default_settings(config.algorithm), **config.settings)  # type: ignore[arg-type]
     agent = make_agent(
         config.algorithm,  # type: ignore[arg-type]
-        SchedulingVecEnv([environment]),
+        SchedulingVecEnv(1, cast("ClusterEnv", environment.unwrapped).setting),
         network=config.network,
         shape=Shape.of(environment.observation_space, heads, int(plain)),
         settings=settings,

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -17,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from splitgym.cards import KINDS, Card, load_card
+from splitgym.envs.setting import Setting
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.folders import check_writable
 from splitgym.learn import checkpoint, references
@@ -285,11 +285,9 @@ def _make_environments(card: Card, config: RunConfig, settings: Settings) -> Sch
         if name in arguments:
             raise SplitgymError(f"environment: {name!r} is an argument of train() or fixed by it; leave it out")
 
-    def make() -> gymnasium.Env[Any, Any]:
-        return gymnasium.make(
-            "splitgym/Cluster-v0",
-            disable_env_checker=True,
-            card=card,
+    try:
+        setting = Setting(
+            card,
             kind=config.kind,
             reward=config.reward,
             gamma=settings.discount,
@@ -297,22 +295,20 @@ def _make_environments(card: Card, config: RunConfig, settings: Settings) -> Sch
             other=config.other,
             **arguments,
         )
-
-    try:
-        first = make()
     except TypeError as error:
         raise SplitgymError(f"environment: {error}; see splitgym.envs.ClusterEnv") from None
-    if config.algorithm == "dqn" and not isinstance(first.action_space, spaces.Discrete):
+    if config.algorithm == "dqn" and not isinstance(setting.actions.space, spaces.Discrete):
         mend = (
             "train kind 'repurposing', or alternate the two halves"
             if config.kind == "joint"
             else "set heads='prompt' or 'token' (--heads prompt)"
         )
-        raise SplitgymError(f"algo 'dqn' needs one choice at a time, {config.kind!r} has {first.action_space}; {mend}")
+        raise SplitgymError(
+            f"algo 'dqn' needs one choice at a time, {config.kind!r} has {setting.actions.space}; {mend}"
+        )
     if config.algorithm == "dqn" and config.discounting == "time":
         raise SplitgymError("discounting 'time' is for ppo and maskable-ppo; give 'decision' with dqn")
-    rest = [make() for _ in range(config.num_envs - 1)]
-    return SchedulingVecEnv([first, *rest], reward_scale=config.reward_scale, stagger=True)
+    return SchedulingVecEnv(config.num_envs, setting, reward_scale=config.reward_scale, stagger=True)
 
 
 def _space(environments: SchedulingVecEnv) -> spaces.Dict:

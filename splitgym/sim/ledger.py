@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,7 @@ def baseline_of(cluster: Cluster, requests: Requests) -> Baseline:
     return Baseline(ttft_s, e2e_s, prompt_weight, token_weight)
 
 
-@dataclass(frozen=True)
-class Meters:
+class Meters(NamedTuple):
     """Totals from the run's start to ``time_s``."""
 
     time_s: float

@@ -41,7 +41,7 @@ def sampler(seed: int, env: ClusterEnv, *, masked: bool = True) -> Act:
     def act(view: ClusterView) -> Any:
         if not masked:
             return env.action_space.sample()
-        masks = [mask.astype(np.int8) for mask in env._actions.masks(view)]
+        masks = [mask.astype(np.int8) for mask in env.setting.actions.masks(view)]
         return env.action_space.sample(masks[0] if len(masks) == 1 else tuple(masks))
 
     return act

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from splitgym.envs import ClusterEnv
-from splitgym.envs.actions import ROLE_PAIRS, MachineRoleActions, RoutingActions
+from splitgym.envs.actions import BOTH_MACHINES, MACHINE_ROLE, ROLE_PAIRS, Actions, replace
 from splitgym.errors import SplitgymError
 from splitgym.policies import BasePolicy
 from splitgym.view import MIXED, PROMPT, TOKEN, Decision
@@ -31,7 +31,7 @@ def test_one_head_leaves_the_other_machine_to_the_other_policy(mini, heads):
     env = ClusterEnv(mini, heads=heads, other="jsq-tokens")
     _, info = env.reset(seed=1)
     for _ in range(20):
-        suggested = env._episode.suggested
+        suggested = env.suggested
         first = env._episode.engine.pending_request
         action = int(np.flatnonzero(info["action_mask"])[-1])
         *_, info = env.step(action)
@@ -93,14 +93,16 @@ def test_joint_heads_that_are_not_due_have_only_index_0(mini):
 
 
 def test_an_invalid_action_becomes_any_valid_one_alike(mini):
-    actions = RoutingActions(4)
     env = ClusterEnv(mini)
     env.reset(seed=1)
-    masks = actions.masks(env.view)
-    rng = np.random.default_rng(0)
-    draws = [actions.replacement(masks, env.view, rng) for _ in range(6000)]
-    pairs, counts = np.unique(np.array(draws), axis=0, return_counts=True)
-    assert len(pairs) == masks[0].sum() * masks[1].sum() == 6
+    rules = Actions(BOTH_MACHINES, env.cluster, 4).rules
+    valid = env.action_masks()
+    draws = np.zeros((6000, 2), np.int64)
+    for number, choice in enumerate(draws):
+        replace(rules, False, choice, valid, 17, number)
+    pairs, counts = np.unique(draws, axis=0, return_counts=True)
+    assert len(pairs) == valid[:4].sum() * valid[4:].sum() == 6
+    assert valid[:4][pairs[:, 0]].all() and valid[4:][pairs[:, 1]].all()
     # each is binomial(6000, 1/6): five standard deviations are 144
     assert np.abs(counts - 1000).max() < 144
 
@@ -114,7 +116,6 @@ def test_invalid_actions_are_counted_and_change_no_role(mini):
         *_, info = env.step(stays)
         assert info["invalid_actions"] == step
     assert roles_of(env) == ["prompt", "prompt", "token", "mixed"]
-    assert all(decision == Decision() for decision in env._episode.decisions)
 
 
 def test_replacements_are_no_heuristics_and_reproducible(mini):
@@ -137,5 +138,5 @@ def test_an_action_outside_the_space_is_a_mistake(mini, action):
 def test_role_actions_follow_the_view(mini):
     env = ClusterEnv(mini, kind="repurposing")
     env.reset(seed=1)
-    (mask,) = MachineRoleActions(4).masks(env.view)
+    (mask,) = Actions(MACHINE_ROLE, env.cluster, 4).masks(env.view)
     assert mask[0] and np.array_equal(mask[1:].reshape(4, 3), env.view.role_mask)

@@ -24,7 +24,7 @@ def test_an_environment_is_the_run_it_wraps(mini, policy):
     env = ClusterEnv(mini, other=policy, split="test")
     played = play(
         env,
-        lambda view: np.array([env._episode.suggested.prompt_machine, env._episode.suggested.token_machine]),
+        lambda view: np.array([env.suggested.prompt_machine, env.suggested.token_machine]),
         seed=9,
     )
     scenario = env.card.scenario(9, "test")

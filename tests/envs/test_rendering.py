@@ -22,7 +22,7 @@ def test_text_has_a_line_for_each_machine(mini):
     env = stepped(mini, "ansi")
     text = env.render()
     head, _, *lines = text.rstrip("\n").split("\n")
-    assert head.startswith("Mini · joint") and f"t = {env._meters.time_s:.2f} s" in head
+    assert head.startswith("Mini · joint") and f"t = {env._episode.engine.now_s:.2f} s" in head
     states = env._episode.engine.state()
     assert len(lines) == 4
     for line, state in zip(lines, states, strict=True):

@@ -60,6 +60,10 @@ def test_mistakes(spec, message):
     assert message in str(error.value)
 
 
+def potential(env):
+    return env._batch.slots["potential"][0]
+
+
 def drained(mini, reward, *, gamma=0.99, kind="routing"):
     """Random decisions on the card's arrivals until all is done, and what the run left behind."""
     env = ClusterEnv(mini, kind=kind, reward=reward, gamma=gamma)
@@ -115,7 +119,7 @@ def test_shaping_is_a_potential(mini, kind):
         env, shaped, *_ = drained(mini, "slowdown-shaped", gamma=gamma, kind=kind)
         discounts = gamma ** np.arange(len(plain["rewards"]))
         env.reset(seed=7, options={"trace": env.scenario.requests})
-        start = env._potential * env._reward._terms[0][0]
+        start = potential(env) * env.setting.reward.mix.factors[0]
         assert shaped["rewards"] != plain["rewards"]
         assert discounts @ shaped["rewards"] == pytest.approx(discounts @ plain["rewards"] + start, rel=1e-9)
 
@@ -124,11 +128,11 @@ def test_truncation_keeps_the_potential(mini):
     plain = play(ClusterEnv(mini, reward="slowdown"), shortest, seed=3)
     env = ClusterEnv(mini, reward="slowdown-shaped", gamma=1.0)
     env.reset(seed=3)
-    start = env._potential
+    start = potential(env)
     shaped = play(env, shortest, seed=3)
     assert plain["truncated"] and shaped["truncated"]
-    assert env._potential > 0
-    assert sum(shaped["rewards"]) == pytest.approx(sum(plain["rewards"]) + start - env._potential, rel=1e-9)
+    assert potential(env) > 0
+    assert sum(shaped["rewards"]) == pytest.approx(sum(plain["rewards"]) + start - potential(env), rel=1e-9)
 
 
 def test_rewards_are_per_expected_arrival(mini):

@@ -25,8 +25,9 @@ from splitgym.sim.compiled.loop import (
     run_kernels,
     show,
 )
-from splitgym.sim.compiled.state import NO_DECISION, State, new_state, rows_of
-from splitgym.sim.compiled.totals import bring_up_to
+from splitgym.sim.compiled.slots import addresses
+from splitgym.sim.compiled.state import NO_DECISION, IntArray, State, new_state, rows_of
+from splitgym.sim.compiled.totals import read_meters
 from splitgym.sim.ledger import Meters
 from splitgym.sim.outside import InvalidDecision, MachineState, describe_extrapolations, explain_refusal, explain_role
 from splitgym.sim.recorder import Recorder
@@ -160,6 +161,10 @@ class CompiledEngine:
             np.copyto(array, saved)
         self.recorder = copy.deepcopy(snapshot.recorder)
 
+    def addresses(self) -> IntArray:
+        """(NUM_ARRAYS, 3) where the arrays of the state and the books lie, for `splitgym.sim.compiled.slots`."""
+        return addresses((*self._state, *self._desk))
+
     def _need_pending(self) -> None:
         if self._run["pending"] == NO_DECISION:
             raise RuntimeError("no decision is due: call advance() first")
@@ -175,20 +180,7 @@ class CompiledEngine:
 
     def meters(self) -> Meters:
         """Running totals up to now."""
-        time_s = self.now_s
-        bring_up_to(self._state, time_s)
-        run = self._run
-        return Meters(
-            time_s,
-            float(run["time_in_system_s"]),
-            float(run["slowdown"]),
-            int(run["ttft_missed"]),
-            int(run["tbt_missed"]),
-            float(run["busy_energy_j"] + run["idle_w"] * time_s),
-            int(run["arrived"]),
-            int(run["finished"]),
-            int(run["tokens_out"]),
-        )
+        return read_meters(self._state, self.now_s)
 
     def state(self) -> list[MachineState]:
         """The machines as they are."""

@@ -23,6 +23,7 @@ from splitgym.sim.rows import FAILED
 from splitgym.view import ARRIVAL as ARRIVAL_DECISION
 from splitgym.view import TICK
 
+BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 OVER, DUE, LOG_IS_FULL, INVALID = range(4)
@@ -243,6 +244,27 @@ def carry_out(s: State, desk: BookArrays, prompt: int, token: int, new_roles: In
 
 
 @lean_njit
+def ask(s: State, desk: BookArrays, kernel: Kernel, role_mask: BoolArray, new_roles: IntArray) -> tuple[int, int]:
+    """What a heuristic decides now: the machines, and role changes in ``new_roles``."""
+    run = s.run[0]
+    show(s, desk, kernel.reads_times)
+    prompt, token = kernel.function(
+        run.pending,
+        run.now_s,
+        desk.machines,
+        desk.request,
+        desk.cluster,
+        desk.prompt_mask,
+        desk.token_mask,
+        role_mask,
+        kernel.params,
+        kernel.state,
+        new_roles,
+    )
+    return prompt, token
+
+
+@lean_njit
 def run_kernels(
     s: State,
     desk: BookArrays,
@@ -266,20 +288,7 @@ def run_kernels(
             kernel = warming_up_at_tick if is_tick else warming_up
         else:
             kernel = at_tick if is_tick else at_arrival
-        show(s, desk, kernel.reads_times)
-        prompt, token = kernel.function(
-            run.pending,
-            run.now_s,
-            desk.machines,
-            desk.request,
-            desk.cluster,
-            desk.prompt_mask,
-            desk.token_mask,
-            desk.role_mask,
-            kernel.params,
-            kernel.state,
-            new_roles,
-        )
+        prompt, token = ask(s, desk, kernel, desk.role_mask, new_roles)
         if not carry_out(s, desk, prompt, token, new_roles):
             chosen[0] = prompt
             chosen[1] = token

@@ -7,6 +7,7 @@ import numpy as np
 from splitgym.jit import lean_njit
 from splitgym.sim.compiled.events import pop, push
 from splitgym.sim.compiled.state import State
+from splitgym.sim.ledger import Meters
 
 
 @lean_njit
@@ -72,7 +73,19 @@ def count_finish(s: State, r: int, time_s: float) -> None:
 
 
 @lean_njit
-def bring_up_to(s: State, time_s: float) -> None:
-    """Totals as at ``time_s``, which is not before the last event."""
+def read_meters(s: State, time_s: float) -> Meters:
+    """Totals up to ``time_s``, which is not before the last event."""
     integrate(s, time_s)
     count_missed(s, time_s)
+    run = s.run[0]
+    return Meters(
+        time_s,
+        run.time_in_system_s,
+        run.slowdown,
+        run.ttft_missed,
+        run.tbt_missed,
+        run.busy_energy_j + run.idle_w * time_s,
+        run.arrived,
+        run.finished,
+        run.tokens_out,
+    )

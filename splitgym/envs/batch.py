@@ -1,0 +1,315 @@
+"""A batch: environments of one setting side by side, their steps in one call of compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils.seeding import np_random
+
+from splitgym.envs.actions import role_changes
+from splitgym.envs.episode import Episode, Roster
+from splitgym.envs.observations import Float32Array
+from splitgym.envs.setting import Setting
+from splitgym.envs.stepping import (
+    BEGIN,
+    LEAVE,
+    SLOT,
+    STEP,
+    Crew,
+    Outlook,
+    decide_one,
+    look_again,
+    look_one,
+    step_all,
+)
+from splitgym.errors import SplitgymError
+from splitgym.randomness import Streams
+from splitgym.sim.cluster import Scenario
+from splitgym.sim.compiled.engine import CompiledEngine, Snapshot
+from splitgym.sim.compiled.kernel import pointer
+from splitgym.sim.compiled.slots import NUM_ARRAYS, addresses
+from splitgym.sim.ledger import Meters
+from splitgym.view import DECISION_KINDS, ClusterView, Decision
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class EnvState:
+    """An environment in the middle of an episode: its run copied, or the decisions that lead there again."""
+
+    scenario: Scenario
+    run: Snapshot | tuple[Decision, ...]
+    memories: tuple[npt.NDArray[np.float64], ...]  # of the policies that are not the learner
+    slot: npt.NDArray[np.void]  # (1,) SLOT
+    episode_number: int
+    np_random: Mapping[str, Any]
+
+
+class Batch:
+    """Environments that differ in their seeds alone.
+
+    Where the engine is compiled and so are the policies that decide what the learner does not, nothing is done in
+    Python for each environment in a step. Else episodes are driven one by one, with the same results.
+
+    Args:
+        setting: of all.
+        count: how many.
+        threads: that compiled code may use, each for a share of the environments.
+
+    Attributes:
+        slots: (count,) SLOT, where each stands.
+        outlook: what the learners see; overwritten by the next step.
+        is_over: (count,) whose episode has ended.
+        generators: of each, draws the scenarios for which no seed is given.
+        episode_numbers: how many episodes each has begun since its last seed.
+    """
+
+    def __init__(self, setting: Setting, count: int, threads: int = 1) -> None:
+        for name, number in (("num_envs", count), ("threads", threads)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise SplitgymError(f"{name}: {number!r}; give a whole number, at least 1")
+        self.setting = setting
+        self.count = count
+        self.slots: npt.NDArray[np.void] = np.zeros(count, SLOT)
+        self.outlook = Outlook(setting.observer.blank(count), np.zeros((count, setting.actions.num_choices), np.bool_))
+        self.is_over: BoolArray = np.ones(count, np.bool_)
+        self.generators = [np_random(None)[0] for _ in range(count)]
+        self.episode_numbers = [0] * count
+        self.episodes: list[Episode | None] = [None] * count
+        self._rosters: list[Roster] = [setting.roster(env) for env in range(count)]
+        num_machines = setting.cluster.num_machines
+        self._new_roles: IntArray = np.full((count, num_machines), -1)
+        self._no_roles: BoolArray = np.zeros((num_machines, 3), np.bool_)
+        self._no_choices: IntArray = np.zeros((count, len(setting.actions.rules.sizes)), np.int64)
+        self._orders: IntArray = np.full(count, LEAVE)
+        self._table: IntArray = np.zeros((count, NUM_ARRAYS + len(Crew._fields), 3), np.int64)
+        self._crew = self._find_crew()
+        bounds = np.linspace(0, count, min(threads, count) + 1).astype(int).tolist()
+        self._shares = list(pairwise(bounds))
+        self._pool = ThreadPoolExecutor(len(self._shares)) if len(self._shares) > 1 else None
+
+    # --- episodes -----------------------------------------------------------------------------------------------
+
+    def reset(
+        self,
+        envs: Sequence[int],
+        seeds: Sequence[int | None],
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begin an episode in each of ``envs``, with the seed of the same place or one drawn.
+
+        Raises:
+            SplitgymError: if an option is unknown, or a trace cannot be read.
+        """
+        for env, seed in zip(envs, seeds, strict=True):
+            if seed is not None:
+                self.generators[env] = np_random(seed)[0]
+                self.episode_numbers[env] = 0
+            chosen = self._scenario_seed(env, seed)
+            self.episode_numbers[env] += 1
+            self._install(env, self.setting.scenario(chosen, options or {}))
+            self.slots[env]["key"] = Streams(chosen, self.setting.split).key("invalid-actions") >> 1
+        self._carry_on(envs, BEGIN, self._no_choices)
+
+    def step(self, envs: Sequence[int], choices: IntArray) -> None:
+        """Let the learners of ``envs`` decide.
+
+        Args:
+            envs: which, none of them over.
+            choices: (count, num_heads), of those that are not in ``envs`` too; see `Actions.parse`.
+
+        Raises:
+            SplitgymError: if a policy decides what is not permitted.
+        """
+        self._carry_on(envs, STEP, choices.copy())  # invalid ones are replaced in place
+        self.is_over[np.asarray(envs, int)] = ~self.slots["is_due"][np.asarray(envs, int)]
+
+    def scorecard(self, env: int) -> dict[str, float]:
+        """The scorecard of a run that is over; see `splitgym.metrics.scorecard`."""
+        return self._episode(env).scorecard()
+
+    def terminates(self, env: int) -> bool:
+        """Whether the end of the episode is one of the work, not of a horizon."""
+        return not self.slots[env]["ends_at_horizon"]
+
+    # --- what is seen -------------------------------------------------------------------------------------------
+
+    def observations(self) -> dict[str, Float32Array]:
+        """A copy of what the learners see, (count, …) each."""
+        return {name: values.copy() for name, values in self.outlook.observations._asdict().items()}
+
+    def observation(self, env: int) -> dict[str, Float32Array]:
+        """A copy of what the learner of ``env`` sees."""
+        return {name: values[env].copy() for name, values in self.outlook.observations._asdict().items()}
+
+    def info(self, env: int) -> dict[str, Any]:
+        """What `splitgym.envs.ClusterEnv` says of itself beside the observation."""
+        slot = self.slots[env]
+        masks = self.masks(env)
+        return {
+            "time_s": float(slot["time_s"]),
+            "dt_s": float(slot["dt_s"]),
+            "decision_kind": DECISION_KINDS[slot["decision_kind"]],
+            "invalid_actions": int(slot["invalid_actions"]),
+            "action_mask": masks[0] if len(masks) == 1 else masks,
+        }
+
+    def masks(self, env: int | slice = slice(None)) -> tuple[npt.NDArray[np.int8], ...]:
+        """A copy of what is valid, head by head, as ``action_space.sample(mask=…)`` demands; (count, …) for all."""
+        valid = self.outlook.valid[env].copy().view(np.int8)
+        return tuple(self.setting.actions.by_head(valid))
+
+    def view(self, env: int) -> ClusterView | None:
+        """What ``env``'s learner decides on; ``None`` where nothing is due."""
+        return self._episode(env).engine.view() if self.slots[env]["is_due"] else None
+
+    def suggested(self, env: int) -> Decision:
+        """What the other policy would do in ``env`` at the arrival that is due."""
+        slot = self.slots[env]
+        return Decision(int(slot["suggested_prompt"]), int(slot["suggested_token"]))
+
+    # --- going back ---------------------------------------------------------------------------------------------
+
+    def clone_state(self, env: int) -> EnvState:
+        """Where ``env`` stands, to come back to with `restore_state`, there or in an equal batch."""
+        episode = self._episode(env)
+        run: Snapshot | tuple[Decision, ...] = tuple(episode.decisions)
+        if episode.waits:
+            assert isinstance(episode.engine, CompiledEngine)
+            run = episode.engine.clone_state()
+        return EnvState(
+            episode.scenario,
+            run,
+            tuple(memory.copy() for memory in self._memories(env)),
+            self.slots[env : env + 1].copy(),
+            self.episode_numbers[env],
+            self.generators[env].bit_generator.state,
+        )
+
+    def restore_state(self, env: int, state: EnvState) -> None:
+        """Go back to ``state``: by copying arrays, or, where a Python policy or engine takes part, by replay."""
+        episode = self.episodes[env]
+        if episode is None or episode.scenario is not state.scenario or not episode.waits:
+            episode = self._install(env, state.scenario)
+        if isinstance(state.run, Snapshot):
+            assert isinstance(episode.engine, CompiledEngine)
+            episode.engine.restore_state(state.run)
+            for memory, saved in zip(self._memories(env), state.memories, strict=True):
+                np.copyto(memory, saved)
+        else:
+            for decision in state.run:
+                episode.decide(decision)
+        self.slots[env : env + 1] = state.slot
+        self.is_over[env] = not state.slot["is_due"][0]
+        self.episode_numbers[env] = state.episode_number
+        self.generators[env] = np.random.default_rng()
+        self.generators[env].bit_generator.state = state.np_random
+        look_again(self.slots, env, episode.engine.books.arrays, self.setting.rules, self.outlook)
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _episode(self, env: int) -> Episode:
+        episode = self.episodes[env]
+        assert episode is not None
+        return episode
+
+    def _scenario_seed(self, env: int, seed: int | None) -> int:
+        group = self.setting.arrival_group
+        if group is not None:
+            return Streams(group, self.setting.split).key(f"episode-{self.episode_numbers[env]}") >> 32
+        return int(self.generators[env].integers(2**32)) if seed is None else seed
+
+    def _find_crew(self) -> Crew | None:
+        """The policies' functions, if compiled code can do all."""
+        kernels = self._rosters[0].kernels()
+        if self.setting.engine != "compiled" or self.setting.record or kernels is None:
+            return None
+        return Crew(*(kernel._replace(function=pointer(kernel.function)) for kernel in kernels))
+
+    def _memories(self, env: int) -> tuple[npt.NDArray[np.float64], ...]:
+        kernels = None if self._crew is None else self._rosters[env].kernels()
+        return () if kernels is None else tuple(kernel.state for kernel in kernels)
+
+    def _install(self, env: int, scenario: Scenario) -> Episode:
+        """Put a run of ``scenario`` in the place of ``env``."""
+        setting = self.setting
+        waits = self._crew is not None
+        episode = Episode(scenario, self._rosters[env], setting.record, setting.engine, waits)
+        self.episodes[env] = episode
+        if waits:
+            assert isinstance(episode.engine, CompiledEngine)
+            self._table[env] = np.concatenate([episode.engine.addresses(), addresses(self._memories(env))])
+        slot = self.slots[env]
+        for name in SLOT.names or ():
+            slot[name] = 0
+        slot["warmup_s"] = scenario.warmup_s
+        slot["ends_at_horizon"] = episode.ends_at_horizon
+        slot["idle_kind"], slot["idle_prompt_tokens"], slot["idle_predicted"] = episode.shown_at_the_end
+        self.is_over[env] = False  # where there is nothing to decide the first step says so
+        return episode
+
+    def _carry_on(self, envs: Sequence[int], order: int, choices: IntArray) -> None:
+        if self._crew is None:
+            for env in envs:
+                self._carry_on_in_python(env, order, choices)
+            return
+        self._orders[envs] = order
+        arguments: tuple[Any, ...] = (
+            self._orders,
+            self._table,
+            self.slots,
+            self.setting.rules,
+            self._crew,
+            choices,
+            self._new_roles,
+            self._no_roles,
+            self.outlook,
+        )
+        if self._pool is None:
+            step_all(0, self.count, *arguments)
+        else:
+            for share in [self._pool.submit(step_all, *bounds, *arguments) for bounds in self._shares]:
+                share.result()
+        for env in np.flatnonzero(self._orders != LEAVE).tolist():
+            self._refuse(env)
+
+    def _carry_on_in_python(self, env: int, order: int, choices: IntArray) -> None:
+        episode, slot, rules = self._episode(env), self.slots[env], self.setting.rules
+        desk = episode.engine.books.arrays
+        if order == STEP and episode.view is not None:
+            new_roles = self._new_roles
+            prompt, token = decide_one(self.slots, env, desk, rules, choices, self.outlook.valid, new_roles)
+            decision = Decision(prompt, token, role_changes(new_roles[env]))
+            new_roles[env] = -1
+            episode.decide(decision)
+        slot["is_due"] = episode.view is not None
+        if episode.view is not None:
+            slot["decision_kind"] = episode.view.kind
+        suggested = episode.suggested
+        slot["suggested_prompt"], slot["suggested_token"] = suggested.prompt_machine, suggested.token_machine
+        look_one(self.slots, env, desk, rules, episode.engine.meters(), order == BEGIN, self.outlook)
+
+    def _refuse(self, env: int) -> None:
+        new_roles, slot = self._new_roles[env], self.slots[env]
+        decision = Decision(int(slot["suggested_prompt"]), int(slot["suggested_token"]), role_changes(new_roles))
+        self._orders[env] = LEAVE
+        new_roles[:] = -1
+        self.is_over[env] = True
+        self._episode(env).refuse(decision)
+
+    def meters(self, env: int) -> Meters:
+        """Totals of ``env``'s run up to now."""
+        return self._episode(env).engine.meters()
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()

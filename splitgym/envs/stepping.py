@@ -1,0 +1,300 @@
+"""The step of many environments in compiled code: from one decision of the learner to the next, in each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.envs.actions import ActionRules, is_valid, mark_valid, replace, translate
+from splitgym.envs.observations import Arrays, Scales, observe
+from splitgym.envs.rewards import Mix, Step, weighted
+from splitgym.jit import lean_njit, njit
+from splitgym.sim.books import BookArrays, fill_view, potential
+from splitgym.sim.compiled.kernel import Kernel
+from splitgym.sim.compiled.loop import DUE, INVALID, advance, ask, carry_out, change, show
+from splitgym.sim.compiled.slots import NUM_ARRAYS, desk_at, floats_at, state_at
+from splitgym.sim.compiled.state import NO_DECISION, State
+from splitgym.sim.compiled.totals import read_meters
+from splitgym.sim.ledger import Meters
+from splitgym.view import TICK
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+Records = npt.NDArray[np.void]
+
+LEARNERS = ("routing", "repurposing", "joint")
+ROUTING, REPURPOSING, JOINT = range(3)
+
+LEAVE, BEGIN, STEP = range(3)
+"""What a call does with an environment."""
+
+SLOT = np.dtype(
+    [
+        ("key", "i8"),  # of the draws that replace invalid actions
+        ("invalid_actions", "i8"),  # so far
+        ("warmup_s", "f8"),  # until then the warm-up policy decides
+        ("ends_at_horizon", "?"),
+        ("idle_kind", "i8"),  # what is shown when the run is over: kind of decision, lengths
+        ("idle_prompt_tokens", "i8"),
+        ("idle_predicted", "f8"),
+        ("suggested_prompt", "i8"),  # what the other policy would do at this arrival
+        ("suggested_token", "i8"),
+        ("is_due", "?"),  # the learner's decision
+        ("decision_kind", "i8"),
+        ("time_s", "f8"),  # the meters
+        ("time_in_system_s", "f8"),
+        ("slowdown", "f8"),
+        ("ttft_missed", "i8"),
+        ("tbt_missed", "i8"),
+        ("energy_j", "f8"),
+        ("arrived", "i8"),
+        ("finished", "i8"),
+        ("tokens_out", "i8"),
+        ("potential", "f8"),
+        ("dt_s", "f8"),  # since the last decision
+        ("reward", "f8"),
+    ],
+    align=True,
+)
+"""Where an environment stands, beside its run."""
+
+
+class Rules(NamedTuple):
+    """What is equal in all environments of a batch, for compiled functions."""
+
+    learner: int  # index into LEARNERS
+    actions: ActionRules
+    scales: Scales
+    reward: Mix
+    is_shaped: bool
+    gamma: float
+    usd_per_s: float
+
+
+class Outlook(NamedTuple):
+    """What the learners see."""
+
+    observations: Arrays
+    valid: BoolArray  # (num_envs, num_choices)
+
+
+class Crew(NamedTuple):
+    """Who decides what the learner does not. Their memory is by address, each environment its own."""
+
+    other: Kernel  # at arrivals
+    other_at_tick: Kernel
+    warming_up: Kernel
+    warming_up_at_tick: Kernel
+
+
+@njit
+def step_all(
+    first: int,
+    last: int,
+    orders: IntArray,
+    table: IntArray,
+    slots: Records,
+    rules: Rules,
+    crew: Crew,
+    choices: IntArray,
+    new_roles: IntArray,
+    no_roles: BoolArray,
+    outlook: Outlook,
+) -> None:
+    """Bring the environments ``first`` to ``last`` − 1 to their learners' next decisions.
+
+    Args:
+        first: the first.
+        last: one more than the last.
+        orders: (num_envs,) LEAVE, BEGIN or STEP; afterwards INVALID where somebody decided what is not permitted.
+        table: (num_envs, NUM_ARRAYS + 4, 3) `addresses` of the state, the books and the memory of the crew.
+        slots: (num_envs,) SLOT.
+        rules: of all.
+        crew: of all.
+        choices: (num_envs, num_heads), what the learners choose.
+        new_roles: (num_envs, num_machines), all -1; the decision left to make where the order is INVALID.
+        no_roles: (num_machines, 3), all False.
+        outlook: what the learners see afterwards.
+    """
+    for env in range(first, last):
+        if orders[env] == LEAVE:
+            continue
+        a = table[env]
+        s, desk = state_at(a), desk_at(a)
+        other, other_at_tick, warming_up, warming_up_at_tick = crew
+        own = Crew(
+            Kernel(other.function, other.params, floats_at(a[NUM_ARRAYS]), other.reads_times),
+            Kernel(
+                other_at_tick.function, other_at_tick.params, floats_at(a[NUM_ARRAYS + 1]), other_at_tick.reads_times
+            ),
+            Kernel(warming_up.function, warming_up.params, floats_at(a[NUM_ARRAYS + 2]), warming_up.reads_times),
+            Kernel(
+                warming_up_at_tick.function,
+                warming_up_at_tick.params,
+                floats_at(a[NUM_ARRAYS + 3]),
+                warming_up_at_tick.reads_times,
+            ),
+        )
+        orders[env] = step_one(
+            s, desk, slots[env], rules, own, orders[env], choices[env], new_roles[env], no_roles, outlook, env
+        )
+
+
+@lean_njit
+def step_one(  # type: ignore[no-untyped-def]
+    s: State,
+    desk: BookArrays,
+    slot,
+    rules: Rules,
+    crew: Crew,
+    order: int,
+    choice: IntArray,
+    new_roles: IntArray,
+    no_roles: BoolArray,
+    outlook: Outlook,
+    env: int,
+) -> int:
+    """One environment's part of `step_all`; LEAVE or INVALID."""
+    if order == STEP and s.run[0].pending != NO_DECISION:
+        prompt, token = decide(slot, desk, rules, choice, outlook.valid[env], new_roles)
+        if not carry_out(s, desk, prompt, token, new_roles):
+            slot.suggested_prompt, slot.suggested_token = prompt, token
+            return INVALID
+    status = to_next(s, desk, slot, rules, crew, new_roles, no_roles)
+    if status == INVALID:
+        return INVALID
+    run = s.run[0]
+    slot.is_due = status == DUE
+    slot.decision_kind = run.pending
+    now_s = run.now_s if np.isnan(run.closed_s) else run.closed_s
+    note(slot, desk, rules, read_meters(s, now_s), order == BEGIN)
+    look(slot, desk, rules, outlook, env)
+    return LEAVE
+
+
+@lean_njit
+def decide(  # type: ignore[no-untyped-def]
+    slot, desk: BookArrays, rules: Rules, choice: IntArray, valid: BoolArray, new_roles: IntArray
+) -> tuple[int, int]:
+    """The machines that the learner's choice stands for, and its role change in ``new_roles``."""
+    is_tick = slot.decision_kind == TICK
+    if not is_valid(rules.actions, choice, valid):
+        slot.invalid_actions += 1
+        replace(rules.actions, is_tick, choice, valid, slot.key, slot.invalid_actions)
+    named = slot.suggested_prompt, slot.suggested_token
+    return translate(rules.actions, is_tick, choice, named[0], named[1], desk.machines, desk.role_mask, new_roles)
+
+
+@lean_njit
+def to_next(  # type: ignore[no-untyped-def]
+    s: State, desk: BookArrays, slot, rules: Rules, crew: Crew, new_roles: IntArray, no_roles: BoolArray
+) -> int:
+    """Run to the learner's next decision: DUE, OVER or INVALID."""
+    run = s.run[0]
+    while True:
+        status = advance(s, desk)
+        if status != DUE:
+            return status
+        is_tick = run.pending == TICK
+        is_warm = run.now_s >= slot.warmup_s
+        if is_warm and (rules.learner == JOINT or (rules.learner == REPURPOSING and is_tick)):
+            break
+        if is_warm:
+            kernel = crew.other_at_tick if is_tick else crew.other
+        else:
+            kernel = crew.warming_up_at_tick if is_tick else crew.warming_up
+        roles_are_learners = is_warm and rules.learner == REPURPOSING
+        prompt, token = ask(s, desk, kernel, no_roles if roles_are_learners else desk.role_mask, new_roles)
+        if roles_are_learners:
+            new_roles[:] = -1
+        if is_warm and rules.learner == ROUTING and not is_tick:  # roles are the other's, machines the learner's
+            slot.suggested_prompt, slot.suggested_token = prompt, token
+            for m in range(len(new_roles)):
+                if new_roles[m] >= 0:
+                    if not change(s, desk, m, new_roles[m]):
+                        return INVALID
+                    new_roles[m] = -1
+            break
+        if not carry_out(s, desk, prompt, token, new_roles):
+            slot.suggested_prompt, slot.suggested_token = prompt, token
+            return INVALID
+    show(s, desk, True)
+    return DUE
+
+
+@lean_njit
+def note(slot, desk: BookArrays, rules: Rules, after: Meters, is_first: bool) -> None:  # type: ignore[no-untyped-def]
+    """Note where the run stands, and the reward for having come here."""
+    counts = rules.is_shaped and (slot.is_due or slot.ends_at_horizon)
+    potential_after = potential(after.time_s, desk.rows, desk.laws) if counts else 0.0
+    slot.reward, slot.dt_s = 0.0, 0.0
+    if not is_first:
+        before = Meters(
+            slot.time_s,
+            slot.time_in_system_s,
+            slot.slowdown,
+            slot.ttft_missed,
+            slot.tbt_missed,
+            slot.energy_j,
+            slot.arrived,
+            slot.finished,
+            slot.tokens_out,
+        )
+        step = Step(before, after, slot.potential, potential_after, rules.gamma, rules.usd_per_s)
+        slot.reward = weighted(rules.reward, step)
+        slot.dt_s = after.time_s - slot.time_s
+    slot.time_s = after.time_s
+    slot.time_in_system_s = after.time_in_system_s
+    slot.slowdown = after.slowdown
+    slot.ttft_missed, slot.tbt_missed = after.ttft_missed, after.tbt_missed
+    slot.energy_j = after.energy_j
+    slot.arrived, slot.finished, slot.tokens_out = after.arrived, after.finished, after.tokens_out
+    slot.potential = potential_after
+
+
+@lean_njit
+def look(slot, desk: BookArrays, rules: Rules, outlook: Outlook, env: int) -> None:  # type: ignore[no-untyped-def]
+    """Write what the learner sees; at the end of a run the state there, with something valid to do in each head."""
+    if not slot.is_due:
+        slot.decision_kind = slot.idle_kind
+        desk.masked[0] = -1
+        fill_view(slot.idle_kind == TICK, slot.time_s, slot.idle_prompt_tokens, slot.idle_predicted, desk)
+    valid = outlook.valid[env]
+    is_tick = slot.decision_kind == TICK
+    mark_valid(rules.actions, is_tick, desk.machines, desk.prompt_mask, desk.token_mask, desk.role_mask, valid)
+    if not slot.is_due:
+        start = 0
+        for head in range(len(rules.actions.sizes)):
+            size = rules.actions.sizes[head]
+            some = False
+            for index in range(size):
+                some = some or valid[start + index]
+            valid[start] |= not some
+            start += size
+    observe(slot.decision_kind, desk.machines, desk.request, desk.cluster, rules.scales, outlook.observations, env)
+
+
+@njit
+def decide_one(
+    slots: Records, env: int, desk: BookArrays, rules: Rules, choices: IntArray, valid: BoolArray, new_roles: IntArray
+) -> tuple[int, int]:
+    """`decide`, for an environment whose episode is driven from Python."""
+    return decide(slots[env], desk, rules, choices[env], valid[env], new_roles[env])
+
+
+@njit
+def look_one(
+    slots: Records, env: int, desk: BookArrays, rules: Rules, meters: Meters, is_first: bool, outlook: Outlook
+) -> None:
+    """`note` and `look`, for an environment whose episode is driven from Python."""
+    note(slots[env], desk, rules, meters, is_first)
+    look(slots[env], desk, rules, outlook, env)
+
+
+@njit
+def look_again(slots: Records, env: int, desk: BookArrays, rules: Rules, outlook: Outlook) -> None:
+    """`look`, without anything having happened."""
+    look(slots[env], desk, rules, outlook, env)
