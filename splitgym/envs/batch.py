@@ -19,11 +19,12 @@ from splitgym.envs.setting import Setting
 from splitgym.envs.stepping import (
     BEGIN,
     LEAVE,
+    ROWS,
     SLOT,
     STEP,
-    Crew,
     Outlook,
     decide_one,
+    kernel_rows,
     look_again,
     look_one,
     step_all,
@@ -32,8 +33,7 @@ from splitgym.errors import SplitgymError
 from splitgym.randomness import Streams
 from splitgym.sim.cluster import Scenario
 from splitgym.sim.compiled.engine import CompiledEngine, Snapshot
-from splitgym.sim.compiled.kernel import pointer
-from splitgym.sim.compiled.slots import NUM_ARRAYS, addresses
+from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.ledger import Meters
 from splitgym.view import DECISION_KINDS, ClusterView, Decision
 
@@ -90,8 +90,10 @@ class Batch:
         self._no_roles: BoolArray = np.zeros((num_machines, 3), np.bool_)
         self._no_choices: IntArray = np.zeros((count, len(setting.actions.rules.sizes)), np.int64)
         self._orders: IntArray = np.full(count, LEAVE)
-        self._table: IntArray = np.zeros((count, NUM_ARRAYS + len(Crew._fields), 3), np.int64)
-        self._crew = self._find_crew()
+        self._table: IntArray = np.zeros((count, ROWS, 3), np.int64)
+        self._is_compiled = (
+            setting.engine == "compiled" and not setting.record and self._rosters[0].kernels() is not None
+        )
         bounds = np.linspace(0, count, min(threads, count) + 1).astype(int).tolist()
         self._shares = list(pairwise(bounds))
         self._pool = ThreadPoolExecutor(len(self._shares)) if len(self._shares) > 1 else None
@@ -227,26 +229,21 @@ class Batch:
             return Streams(group, self.setting.split).key(f"episode-{self.episode_numbers[env]}") >> 32
         return int(self.generators[env].integers(2**32)) if seed is None else seed
 
-    def _find_crew(self) -> Crew | None:
-        """The policies' functions, if compiled code can do all."""
-        kernels = self._rosters[0].kernels()
-        if self.setting.engine != "compiled" or self.setting.record or kernels is None:
-            return None
-        return Crew(*(kernel._replace(function=pointer(kernel.function)) for kernel in kernels))
+    def _kernels(self, env: int) -> tuple[Kernel, ...]:
+        return (self._rosters[env].kernels() if self._is_compiled else None) or ()
 
     def _memories(self, env: int) -> tuple[npt.NDArray[np.float64], ...]:
-        kernels = None if self._crew is None else self._rosters[env].kernels()
-        return () if kernels is None else tuple(kernel.state for kernel in kernels)
+        return tuple(kernel.state for kernel in self._kernels(env))
 
     def _install(self, env: int, scenario: Scenario) -> Episode:
         """Put a run of ``scenario`` in the place of ``env``."""
         setting = self.setting
-        waits = self._crew is not None
-        episode = Episode(scenario, self._rosters[env], setting.record, setting.engine, waits)
+        episode = Episode(scenario, self._rosters[env], setting.record, setting.engine, waits=self._is_compiled)
         self.episodes[env] = episode
-        if waits:
+        if self._is_compiled:
             assert isinstance(episode.engine, CompiledEngine)
-            self._table[env] = np.concatenate([episode.engine.addresses(), addresses(self._memories(env))])
+            rows = [kernel_rows(kernel) for kernel in self._kernels(env)]
+            self._table[env] = np.concatenate([episode.engine.addresses(), *rows])
         slot = self.slots[env]
         for name in SLOT.names or ():
             slot[name] = 0
@@ -257,7 +254,9 @@ class Batch:
         return episode
 
     def _carry_on(self, envs: Sequence[int], order: int, choices: IntArray) -> None:
-        if self._crew is None:
+        if not len(envs):
+            return
+        if not self._is_compiled:
             for env in envs:
                 self._carry_on_in_python(env, order, choices)
             return
@@ -267,7 +266,6 @@ class Batch:
             self._table,
             self.slots,
             self.setting.rules,
-            self._crew,
             choices,
             self._new_roles,
             self._no_roles,

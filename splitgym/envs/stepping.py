@@ -14,7 +14,7 @@ from splitgym.jit import lean_njit, njit
 from splitgym.sim.books import BookArrays, fill_view, potential
 from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.compiled.loop import DUE, INVALID, advance, ask, carry_out, change, show
-from splitgym.sim.compiled.slots import NUM_ARRAYS, desk_at, floats_at, state_at
+from splitgym.sim.compiled.slots import NUM_ARRAYS, addresses, desk_at, floats_at, state_at
 from splitgym.sim.compiled.state import NO_DECISION, State
 from splitgym.sim.compiled.totals import read_meters
 from splitgym.sim.ledger import Meters
@@ -82,12 +82,22 @@ class Outlook(NamedTuple):
 
 
 class Crew(NamedTuple):
-    """Who decides what the learner does not. Their memory is by address, each environment its own."""
+    """Who decides what the learner does not."""
 
     other: Kernel  # at arrivals
     other_at_tick: Kernel
     warming_up: Kernel
     warming_up_at_tick: Kernel
+
+
+ROWS = NUM_ARRAYS + 3 * len(Crew._fields)
+"""Of the table that `step_all` reads."""
+
+
+def kernel_rows(kernel: Kernel) -> IntArray:
+    """(3, 3) a kernel in that table: its code, its numbers, its memory."""
+    code = np.array([[kernel.address, kernel.reads_times, 0]])
+    return np.concatenate([code, addresses([kernel.params, kernel.state])])
 
 
 @njit
@@ -98,7 +108,6 @@ def step_all(
     table: IntArray,
     slots: Records,
     rules: Rules,
-    crew: Crew,
     choices: IntArray,
     new_roles: IntArray,
     no_roles: BoolArray,
@@ -110,10 +119,9 @@ def step_all(
         first: the first.
         last: one more than the last.
         orders: (num_envs,) LEAVE, BEGIN or STEP; afterwards INVALID where somebody decided what is not permitted.
-        table: (num_envs, NUM_ARRAYS + 4, 3) `addresses` of the state, the books and the memory of the crew.
+        table: (num_envs, ROWS, 3) `addresses` of the state and the books, and the kernels of the crew.
         slots: (num_envs,) SLOT.
         rules: of all.
-        crew: of all.
         choices: (num_envs, num_heads), what the learners choose.
         new_roles: (num_envs, num_machines), all -1; the decision left to make where the order is INVALID.
         no_roles: (num_machines, 3), all False.
@@ -124,23 +132,17 @@ def step_all(
             continue
         a = table[env]
         s, desk = state_at(a), desk_at(a)
-        other, other_at_tick, warming_up, warming_up_at_tick = crew
-        own = Crew(
-            Kernel(other.function, other.params, floats_at(a[NUM_ARRAYS]), other.reads_times),
-            Kernel(
-                other_at_tick.function, other_at_tick.params, floats_at(a[NUM_ARRAYS + 1]), other_at_tick.reads_times
-            ),
-            Kernel(warming_up.function, warming_up.params, floats_at(a[NUM_ARRAYS + 2]), warming_up.reads_times),
-            Kernel(
-                warming_up_at_tick.function,
-                warming_up_at_tick.params,
-                floats_at(a[NUM_ARRAYS + 3]),
-                warming_up_at_tick.reads_times,
-            ),
-        )
+        crew = Crew(kernel_at(a, 0), kernel_at(a, 1), kernel_at(a, 2), kernel_at(a, 3))
         orders[env] = step_one(
-            s, desk, slots[env], rules, own, orders[env], choices[env], new_roles[env], no_roles, outlook, env
+            s, desk, slots[env], rules, crew, orders[env], choices[env], new_roles[env], no_roles, outlook, env
         )
+
+
+@njit
+def kernel_at(a: IntArray, number: int) -> Kernel:
+    """The kernel that `kernel_rows` wrote as that number of the crew."""
+    row = NUM_ARRAYS + 3 * number
+    return Kernel(a[row, 0], floats_at(a[row + 1]), floats_at(a[row + 2]), a[row, 1] != 0)
 
 
 @lean_njit

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from splitgym.sim.books import Books
 from splitgym.sim.cluster import Scenario
-from splitgym.sim.compiled.kernel import Kernel, pointer
+from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.compiled.log import hand_over
 from splitgym.sim.compiled.loop import (
     DUE,
@@ -132,11 +132,10 @@ class CompiledEngine:
             ``None``; or a view and the decision made there, if that is not permitted. It is still due.
         """
         chosen, new_roles = np.zeros(2, np.int64), np.zeros_like(self._unchanged)
-        a, b, c, d = (kernel._replace(function=pointer(kernel.function)) for kernel in (*decider, *warmup_decider))
         warmup_s = float(self.scenario.warmup_s)
         status = LOG_IS_FULL
         while status == LOG_IS_FULL:
-            status = run_kernels(self._state, self._desk, a, b, c, d, warmup_s, chosen, new_roles)
+            status = run_kernels(self._state, self._desk, *decider, *warmup_decider, warmup_s, chosen, new_roles)
             self._hand_over()
         if status != INVALID:
             return None

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from splitgym.jit import function_pointer
 from splitgym.sim.compiled.state import FloatArray
@@ -33,7 +35,7 @@ SIGNATURE = types.UniTuple(types.int64, 2)(  # type: ignore[no-untyped-call]
 class Kernel(NamedTuple):
     """A heuristic's compiled function, its numbers and its memory."""
 
-    function: Function
+    address: int  # of its compiled function (`address_of`)
     params: FloatArray
     state: FloatArray
     reads_times: bool  # whether it reads features that `splitgym.sim.books.fill_times` writes
@@ -52,8 +54,26 @@ def kernels_of(policy: object) -> tuple[Kernel, Kernel] | None:
     return policy.kernels() if isinstance(policy, OffersKernels) else None
 
 
+def address_of(function: Function) -> int:
+    """Where the compiled code of a kernel lies."""
+    return int(_compiled(function).address)
+
+
 @functools.cache
-def pointer(function: Function) -> Function:
-    """A kernel's compiled function as a pointer."""
-    compiled: Function = function_pointer(function, SIGNATURE)
-    return compiled
+def _compiled(function: Function) -> Any:
+    return function_pointer(function, SIGNATURE)
+
+
+def _make_callable(typing_context, address):  # type: ignore[no-untyped-def]
+    kind = types.FunctionType(SIGNATURE)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        function = cgutils.create_struct_proxy(kind)(context, builder)  # type: ignore[no-untyped-call]
+        function.c_addr = builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+        return function._getvalue()
+
+    return kind(types.int64), generate
+
+
+function_at: Any = intrinsic(_make_callable)
+"""In compiled code: the kernel at an address. A function itself is slow to hand over, at every call anew."""

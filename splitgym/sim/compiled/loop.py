@@ -14,7 +14,7 @@ from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
 from splitgym.sim.compiled.events import key_kind, key_machine, key_request, make_runnable, note_change, pop
 from splitgym.sim.compiled.iterations import end_iteration, need_here, start_machine
-from splitgym.sim.compiled.kernel import Kernel
+from splitgym.sim.compiled.kernel import Kernel, function_at
 from splitgym.sim.compiled.memory import end_transfer
 from splitgym.sim.compiled.roles import change_role, end_switch, settle
 from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
@@ -248,7 +248,7 @@ def ask(s: State, desk: BookArrays, kernel: Kernel, role_mask: BoolArray, new_ro
     """What a heuristic decides now: the machines, and role changes in ``new_roles``."""
     run = s.run[0]
     show(s, desk, kernel.reads_times)
-    prompt, token = kernel.function(
+    prompt, token = function_at(kernel.address)(
         run.pending,
         run.now_s,
         desk.machines,
