@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gymnasium
 import numpy as np
 import pytest
 
-import splitgym  # noqa: F401  (registers the environments)
 from splitgym.learn.vec_env import SchedulingVecEnv
 
 
 def make(count: int, *, stagger: bool = False, scale: float = 1.0) -> SchedulingVecEnv:
-    environments = [gymnasium.make("splitgym/Toy-Routing-v0") for _ in range(count)]
-    vec = SchedulingVecEnv(environments, stagger=stagger, reward_scale=scale)
+    vec = SchedulingVecEnv(count, "Toy", kind="routing", stagger=stagger, reward_scale=scale)
     vec.seed(5)
     vec.reset()
     return vec

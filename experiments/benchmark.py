@@ -1,0 +1,507 @@
+"""How fast it is: simulation, decisions, training, and the memory they take, on one core.
+
+    python experiments/benchmark.py                   # everything, in half an hour; draws docs/images/scaling.png
+    python experiments/benchmark.py --quick --json    # the headline figures, within a minute once all is compiled
+
+Every figure is the median of several repeats after a warm-up in which all is compiled; what is compared alternates. Seconds
+are those that the core has worked (`time.process_time`), so that other load hardly matters. In the full run each
+measurement has a process of its own, and with it a peak of memory.
+
+The loads are the published simulator's trace ``conv70``, 70 requests/s on 40 machines, laid end to end (simulation), and
+the card SplitwiseHH (decisions, training). Other sizes split the machines alike and give each the same load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from splitgym.cards import Card, load_card
+from splitgym.errors import SplitgymError
+from splitgym.folders import check_writable
+from splitgym.jit import is_cold
+from splitgym.policies import make_policy
+from splitgym.randomness import Streams
+from splitgym.sim.cluster import Scenario
+from splitgym.sim.rows import RequestRows
+from splitgym.sim.run import run
+from splitgym.workload import Requests, read_trace
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+ROOT = Path(__file__).resolve().parents[1]
+TRACE = ROOT.parent / "shared" / "reference" / "splitwise-sim" / "traces" / "conv70.csv.gz"
+PLOT = ROOT / "docs" / "images" / "scaling.png"
+
+CARD, POLICY, RATE_RPS, TRACE_S = "SplitwiseHH", "splitwise", 70.0, 120.0
+SPLITS = {5: (3, 2), 40: (25, 15), 320: (200, 120), 1000: (625, 375)}  # machines: for prompts, for tokens
+USUAL = 40  # machines
+KINDS = ("routing", "repurposing", "joint")
+ALGORITHMS, NETWORKS = ("ppo", "maskable-ppo"), ("mlp", "equivariant")
+TRAINED = 64  # environments
+EVENTS = ("arrival", "iteration_end", "transfer_end", "ready")  # lines of the log that are events of the clock
+
+Figures = dict[str, Any]
+Actions = npt.NDArray[np.int64]  # (num_envs,) or (num_envs, heads)
+Masks = npt.NDArray[np.bool_]  # (num_envs, choices of all heads)
+
+
+def machine_groups(machines: int) -> str:
+    """So many machines, as ``--machines`` takes them."""
+    prompt, token = SPLITS[machines]
+    return f"prompt={prompt}:h100-80gb,token={token}:h100-80gb"
+
+
+# --- Simulation: from arrays of requests to rows of results --------------------------------------------------------
+
+
+def simulation(machines: int, requests: int, reference_requests: int, repeats: int) -> Figures:
+    """Requests/s of the compiled engine, and of the reference engine on the first ``reference_requests``."""
+    card = load_card(CARD)
+    cluster = card.build_cluster(machine_groups(machines))
+    everything, workload = offered(card, machines, requests)
+
+    def simulated(requests: Requests, engine: str = "compiled") -> tuple[float, RequestRows]:
+        began_s = time.process_time()
+        rows = run(Scenario(cluster, requests), make_policy(POLICY), engine=engine).rows
+        return len(requests) / (time.process_time() - began_s), rows
+
+    simulated(first(100, everything))
+    rates: dict[str, list[float]] = {"requests_per_s": [], "reference_requests_per_s": []}
+    same = True
+    for _ in range(repeats):
+        rates["requests_per_s"].append(simulated(everything)[0])
+        if reference_requests:
+            prefix = first(reference_requests, everything)
+            rate, rows = simulated(prefix, "reference")
+            rates["reference_requests_per_s"].append(rate)
+            same &= identical(rows, simulated(prefix)[1])
+    figures: Figures = {name: statistics.median(values) for name, values in rates.items() if values}
+    if reference_requests:
+        figures["ratio_to_reference"] = figures["requests_per_s"] / figures["reference_requests_per_s"]
+        figures["rows_identical"] = same
+    return figures | {"workload": workload}
+
+
+def events(machines: int, requests: int) -> Figures:
+    """Events of the simulation's clock for each request: arrivals, ends of iterations and transfers."""
+    card = load_card(CARD)
+    scenario = Scenario(card.build_cluster(machine_groups(machines)), offered(card, machines, requests)[0])
+    recorder = run(scenario, make_policy(POLICY), record=True).recorder
+    assert recorder is not None
+    return {"events_per_request": sum(event.kind in EVENTS for event in recorder.events) / requests}
+
+
+def offered(card: Card, machines: int, count: int) -> tuple[Requests, str]:
+    """``count`` requests for so many machines, and what they are."""
+    if TRACE.is_file():
+        once, what = read_trace(TRACE), "conv70 of the reference cases"
+    else:
+        once = card.workload.draw(Streams(0, "test"), duration_s=TRACE_S, rate_rps=RATE_RPS, offset=0.0)
+        what = "the card's conversations at 70 requests/s, conv70 being absent"
+    times = -(-count // len(once))
+    columns = {field.name: np.tile(getattr(once, field.name), times)[:count] for field in fields(once)}
+    columns["arrival_s"] = (columns["arrival_s"] + TRACE_S * (np.arange(count) // len(once))) * (USUAL / machines)
+    return Requests(**columns), what
+
+
+def first(count: int, requests: Requests) -> Requests:
+    """The first ``count`` of them."""
+    return Requests(**{field.name: getattr(requests, field.name)[:count] for field in fields(requests)})
+
+
+def identical(one: RequestRows, other: RequestRows) -> bool:
+    """Whether all columns are equal to the last bit."""
+    columns = [(np.asarray(getattr(one, f.name)), np.asarray(getattr(other, f.name))) for f in fields(one)]
+    return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in columns)
+
+
+# --- Decisions: random valid actions, observations and masks included ----------------------------------------------
+
+
+def decisions(kind: str, num_envs: int, machines: int, repeats: int, seconds: float) -> Figures:
+    """Decisions/s of environments that choose at random; the draws are not counted, new episodes are."""
+    step, masks, space = side_by_side(kind, num_envs, machines) if num_envs > 1 else alone(kind, machines)
+    sizes = space.nvec if isinstance(space, gymnasium.spaces.MultiDiscrete) else [space.n]
+    rng = np.random.default_rng(0)
+
+    def rate(seconds: float) -> float:
+        worked_s, steps, allowed = 0.0, 0, masks()
+        while worked_s < seconds:
+            actions = random_actions(allowed, sizes, rng)
+            began_s = time.process_time()
+            step(actions)
+            allowed = masks()
+            worked_s += time.process_time() - began_s
+            steps += 1
+        return num_envs * steps / worked_s
+
+    rate(seconds / 2)
+    return {"decisions_per_s": statistics.median(rate(seconds) for _ in range(repeats))}
+
+
+def side_by_side(kind: str, num_envs: int, machines: int) -> tuple[Callable[[Actions], Any], Callable[[], Masks], Any]:
+    """A vector of environments: its step, its masks, the action space of one."""
+    envs: Any = gymnasium.make_vec(f"splitgym/{CARD}-{kind.capitalize()}-v0", num_envs, **loaded(machines))
+    envs.reset(seed=0)
+    return envs.step, envs.action_masks, envs.single_action_space
+
+
+def alone(kind: str, machines: int) -> tuple[Callable[[Actions], Any], Callable[[], Masks], Any]:
+    """The same of a single environment."""
+    env = gymnasium.make(f"splitgym/{CARD}-{kind.capitalize()}-v0", disable_env_checker=True, **loaded(machines))
+    action_masks = env.get_wrapper_attr("action_masks")
+    env.reset(seed=0)
+
+    def step(actions: Actions) -> None:
+        *_, terminated, truncated, _ = env.step(actions[0])
+        if terminated or truncated:
+            env.reset()
+
+    return step, lambda: action_masks()[None], env.action_space
+
+
+def loaded(machines: int) -> dict[str, Any]:
+    """Arguments of environments of so many machines: the card's load on each, its number of decisions in an episode."""
+    card, scale = load_card(CARD), machines / USUAL
+    assert card.episode.horizon_s is not None
+    warmup_s = card.episode.warmup_s
+    return {
+        "machines": machine_groups(machines),
+        "rate": card.workload.mean_rate_rps * scale,
+        "horizon_s": warmup_s + (card.episode.horizon_s - warmup_s) / scale,
+    }
+
+
+def random_actions(masks: Masks, sizes: Sequence[int], rng: np.random.Generator) -> Actions:
+    """Valid choices, each as likely, a column for each of several heads."""
+    heads = np.split(masks, np.cumsum(sizes)[:-1], axis=1)
+    chosen = [(rng.random(head.shape) * head).argmax(axis=1) for head in heads]
+    return chosen[0] if len(chosen) == 1 else np.stack(chosen, axis=1)
+
+
+# --- Training: against an environment that costs nothing -----------------------------------------------------------
+
+
+def training(algorithm: str, network: str, machines: int, num_steps: int, repeats: int) -> Figures:
+    """Steps/s of an algorithm on 64 environments of kind routing, and its share of those on the free one."""
+    from stable_baselines3.common.logger import Logger
+
+    from splitgym.learn.agents import PpoSettings, make_agent, use_threads
+    from splitgym.learn.network import Shape
+    from splitgym.learn.vec_env import SchedulingVecEnv
+
+    use_threads(1)
+    settings = replace(PpoSettings(), num_steps=num_steps)
+    real = SchedulingVecEnv(
+        TRAINED, reward_scale=0.02, stagger=True, card=CARD, kind="routing", gamma=settings.discount, **loaded(machines)
+    )
+    agents = {}
+    for name, envs in {"steps_per_s": real, "free_steps_per_s": free_like(real)}.items():
+        shape = Shape.of(envs.observation_space, ("machine", "machine"))
+        agents[name] = make_agent(
+            algorithm,  # type: ignore[arg-type]
+            envs,
+            network=network,
+            shape=shape,
+            settings=settings,
+            seed=0,
+        )
+        agents[name].set_logger(Logger(folder=None, output_formats=[]))
+
+    def rate(name: str) -> float:
+        began_s = time.process_time()
+        agents[name].learn(TRAINED * num_steps, reset_num_timesteps=False)
+        return TRAINED * num_steps / (time.process_time() - began_s)
+
+    rates: dict[str, list[float]] = {name: [] for name in agents}
+    for _ in range(1 + repeats):  # the first is the warm-up
+        for name in agents:
+            rates[name].append(rate(name))
+    figures = {name: statistics.median(values[1:]) for name, values in rates.items()}
+    return figures | {"share_of_free": figures["steps_per_s"] / figures["free_steps_per_s"]}
+
+
+def free_like(real: VecEnv) -> VecEnv:
+    """Environments with the spaces of ``real`` that cost nothing: they always return the same arrays."""
+    from stable_baselines3.common.vec_env import VecEnv
+
+    count = real.num_envs
+    observations, masks = real.reset(), np.stack(real.env_method("action_masks"))
+    rewards, dones = np.linspace(-1, 1, count, dtype=np.float32), np.zeros(count, np.bool_)
+    infos: list[dict[str, Any]] = [{} for _ in range(count)]
+
+    class Free(VecEnv):
+        def reset(self) -> Any:
+            return observations
+
+        def step_async(self, actions: Actions) -> None:
+            pass
+
+        def step_wait(self) -> Any:
+            return observations, rewards, dones, infos
+
+        def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
+            return masks  # nothing else is asked for
+
+        def has_attr(self, attr_name: str) -> bool:
+            return attr_name == "action_masks"
+
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+            return [None] * count
+
+        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+            pass
+
+        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+            return [False] * count
+
+        def close(self) -> None:
+            pass
+
+    return Free(count, real.observation_space, real.action_space)
+
+
+# --- All of it -----------------------------------------------------------------------------------------------------
+
+
+def measure_all() -> Figures:
+    """The full run."""
+    ask = in_its_own_process
+    sizes = (10_000, 100_000, 1_000_000)
+    return {
+        "simulation": [
+            ask(simulation, machines=m, requests=n, reference_requests=20_000 if n == 100_000 else 0, repeats=5)
+            for m in SPLITS
+            for n in sizes
+        ],
+        "events": [ask(events, machines=m, requests=100_000) for m in SPLITS],
+        "decisions": [
+            ask(decisions, kind=kind, num_envs=count, machines=m, repeats=5, seconds=2.0)
+            for m in SPLITS
+            for kind in KINDS
+            for count in ((1, 64, 256) if m == USUAL else (1, 64))
+        ],
+        "training": [
+            ask(training, algorithm=a, network=n, machines=m, num_steps=min(128, max(8, 5120 // m)), repeats=5)
+            for m in SPLITS
+            for a in (ALGORITHMS if m == USUAL else ALGORITHMS[1:])
+            for n in NETWORKS
+        ],
+    }
+
+
+def measure_some() -> Figures:
+    """The quick run: the headline's figures, in this process."""
+    ask = here
+    return {
+        "simulation": [
+            ask(simulation, machines=USUAL, requests=1_000_000, reference_requests=0, repeats=1),  # its peak is its own
+            ask(simulation, machines=USUAL, requests=100_000, reference_requests=8_000, repeats=3),
+            ask(simulation, machines=1000, requests=100_000, reference_requests=0, repeats=3),
+        ],
+        "events": [ask(events, machines=USUAL, requests=10_000)],
+        "decisions": [ask(decisions, kind="routing", num_envs=64, machines=USUAL, repeats=3, seconds=1.0)],
+        "training": [
+            ask(training, algorithm=a, network=n, machines=USUAL, num_steps=8, repeats=3)
+            for a in ALGORITHMS
+            for n in NETWORKS
+        ],
+    }
+
+
+def in_its_own_process(measurement: Callable[..., Figures], **arguments: Any) -> Figures:
+    """What `here` returns, from a fresh process."""
+    asked = ", ".join(f"{name} {value}" for name, value in arguments.items())
+    print(f"{measurement.__name__}: {asked}", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(here, measurement, **arguments).result()
+
+
+def here(measurement: Callable[..., Figures], **arguments: Any) -> Figures:
+    """What was asked, what ``measurement`` found, and the process's peak of memory."""
+    figures = measurement(**arguments)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return arguments | figures | {"peak_rss_mb": peak / (1e6 if sys.platform == "darwin" else 1e3)}
+
+
+def headline(found: Figures) -> Figures:
+    """The figures the project is held to."""
+
+    def of(measurement: str, **asked: Any) -> Figures:
+        return next(row for row in found[measurement] if asked.items() <= row.items())
+
+    usual, large = (of("simulation", machines=machines, requests=100_000) for machines in (USUAL, 1000))
+    trained = [row for row in found["training"] if row["machines"] == USUAL]
+    return {
+        "requests_per_s": usual["requests_per_s"],
+        "reference_requests_per_s": usual["reference_requests_per_s"],
+        "ratio_to_reference": usual["ratio_to_reference"],
+        "rows_identical": usual["rows_identical"],
+        "events_per_s": usual["requests_per_s"] * of("events", machines=USUAL)["events_per_request"],
+        "requests_per_s_1000_machines": large["requests_per_s"],
+        "share_at_1000_machines": large["requests_per_s"] / usual["requests_per_s"],
+        "peak_rss_mb_million_requests": of("simulation", machines=USUAL, requests=1_000_000)["peak_rss_mb"],
+        "decisions_per_s_vector_64": of("decisions", kind="routing", num_envs=64, machines=USUAL)["decisions_per_s"],
+        "ppo_share_of_free_environment": min(row["share_of_free"] for row in trained),
+        "workload": usual["workload"],
+    }
+
+
+def machine() -> Figures:
+    """What it ran on."""
+    from importlib.metadata import version
+
+    packages = {name: version(name) for name in ("numpy", "numba", "torch", "stable-baselines3", "sb3-contrib")}
+    return {"processor": platform.processor() or platform.machine(), "python": platform.python_version()} | packages
+
+
+# --- Said and drawn ------------------------------------------------------------------------------------------------
+
+
+def tables(figures: Figures, found: Figures) -> list[Table]:
+    """What was found, to be read."""
+    result = []
+    for title, rows in found.items():
+        columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "workload"]
+        table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(*(shown(row.get(column, "")) for column in columns))
+        result.append(table)
+    table = Table("figure", "found", title="headline", title_justify="left", box=box.SIMPLE_HEAD)
+    for name, value in figures.items():
+        table.add_row(name, shown(value))
+    return [*result, table]
+
+
+def shown(value: object) -> str:
+    """Three digits at least, or as it is."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def draw(found: Figures, path: Path) -> None:
+    """How it scales with machines, and memory with requests."""
+    from matplotlib.figure import Figure
+
+    from splitgym.learn.images import BLUE, GREEN, ORANGE, SKY, VERMILLION, png
+
+    figure = Figure(figsize=(9.2, 6.4), dpi=140, layout="constrained")
+    simulated, decided, trained, memory = figure.subplots(2, 2).flat
+
+    def line(axes: Any, measurement: str, x: str, y: str, label: str, style: Figures, **asked: Any) -> None:
+        rows = [row for row in found[measurement] if asked.items() <= row.items()]
+        axes.plot([row[x] for row in rows], [row[y] for row in rows], "o", markersize=4, label=label, **style)
+
+    def machines(axes: Any, measurement: str, y: str, label: str, style: Figures, **asked: Any) -> None:
+        line(axes, measurement, "machines", y, label, style, **asked)
+
+    for requests, color in ((10_000, SKY), (100_000, BLUE), (1_000_000, GREEN)):
+        style = {"color": color, "linestyle": "-"}
+        machines(simulated, "simulation", "requests_per_s", f"compiled, {requests:,}", style, requests=requests)
+    style = {"color": ORANGE, "linestyle": "-"}
+    machines(simulated, "simulation", "reference_requests_per_s", "reference, 20,000", style, requests=100_000)
+    for kind, color in zip(KINDS, (BLUE, VERMILLION, GREEN), strict=True):
+        for num_envs, linestyle in ((64, "-"), (1, ":")):
+            style = {"color": color, "linestyle": linestyle}
+            machines(
+                decided, "decisions", "decisions_per_s", f"{kind}, {num_envs}", style, kind=kind, num_envs=num_envs
+            )
+    for network, color in zip(NETWORKS, (BLUE, VERMILLION), strict=True):
+        for y, linestyle in (("steps_per_s", "-"), ("free_steps_per_s", ":")):
+            label = network + ("" if y == "steps_per_s" else ", free environment")
+            style = {"color": color, "linestyle": linestyle}
+            machines(trained, "training", y, label, style, network=network, algorithm="maskable-ppo")
+    for count, color in zip(SPLITS, (SKY, BLUE, GREEN, VERMILLION), strict=True):
+        style = {"color": color, "linestyle": "-"}
+        line(memory, "simulation", "requests", "peak_rss_mb", f"{count:,} machines", style, machines=count)
+
+    titles = {
+        simulated: "Requests per second, by engine and requests",
+        decided: "Decisions per second, by kind and environments",
+        trained: "Training steps per second, MaskablePPO, 64 environments",
+        memory: "Peak memory of a simulation, MB",
+    }
+    for axes, title in titles.items():
+        axes.set_title(title, fontsize=10, fontweight="bold", loc="left")
+        axes.set_xscale("log")
+        if axes is memory:
+            axes.set_xlabel("requests")
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log")
+            axes.set_xlabel("machines")
+            axes.set_xticks(list(SPLITS), labels=[f"{count:,}" for count in SPLITS], minor=False)
+            axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(color="#e8e8e8", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
+        axes.legend(fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(figure)[0])
+
+
+# --- The command line ----------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def main() -> None:
+    """Measure, tell, draw."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the headline figures only; draws nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--plot", type=Path, default=PLOT, help="where the full run draws how it scales")
+    arguments = parser.parse_args()
+    try:
+        check_writable(arguments.plot.parent)
+    except SplitgymError as error:
+        parser.error(f"--plot: {error}")
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
+    if is_cold():
+        print("compiling first, about a minute", file=sys.stderr)
+
+    found = measure_some() if arguments.quick else measure_all()
+    figures = headline(found)
+    if not arguments.quick:
+        draw(found, arguments.plot)
+    if arguments.json:
+        print(json.dumps(figures | found | {"machine": machine()}, indent=2))
+    else:
+        console = Console(soft_wrap=True, highlight=False)
+        for table in tables(figures, found):
+            console.print(table)
+    if not figures["rows_identical"]:
+        sys.exit("error: the compiled engine's rows are not the reference engine's")
+
+
+if __name__ == "__main__":  # worker processes import this file
+    main()
