@@ -3,12 +3,12 @@
     python experiments/benchmark.py                   # everything, in half an hour; draws docs/images/scaling.png
     python experiments/benchmark.py --quick --json    # the headline figures, within a minute once all is compiled
 
-Every figure is the median of several repeats after a warm-up in which all is compiled; what is compared alternates. Seconds
-are those that the core has worked (`time.process_time`), so that other load hardly matters. In the full run each
-measurement has a process of its own, and with it a peak of memory.
+Every figure is the median of several repeats after a warm-up, in which all is compiled; what is compared alternates.
+Seconds are those that the core has worked (`time.process_time`), so that other load hardly matters. In the full run
+each measurement has a process of its own, and with it a peak of memory.
 
-The loads are the published simulator's trace ``conv70``, 70 requests/s on 40 machines, laid end to end (simulation), and
-the card SplitwiseHH (decisions, training). Other sizes split the machines alike and give each the same load.
+The loads are the published simulator's trace ``conv70``, 70 requests/s on 40 machines, laid end to end (simulation),
+and the card SplitwiseHH (decisions, training). Other sizes split the machines alike and give each the same load.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from splitgym.cards import Card, load_card
 from splitgym.errors import SplitgymError
@@ -140,57 +138,55 @@ def identical(one: RequestRows, other: RequestRows) -> bool:
 
 
 def decisions(kind: str, num_envs: int, machines: int, repeats: int, seconds: float) -> Figures:
-    """Decisions/s of environments that choose at random; the draws are not counted, new episodes are."""
-    step, masks, space = side_by_side(kind, num_envs, machines) if num_envs > 1 else alone(kind, machines)
-    sizes = space.nvec if isinstance(space, gymnasium.spaces.MultiDiscrete) else [space.n]
+    """Decisions/s of environments that choose at random; to begin an episode is spread over all its decisions."""
+    envs: Any
+    if num_envs > 1:
+        envs = gymnasium.make_vec("splitgym/Cluster-v0", num_envs, kind=kind, **loaded(machines))
+        space, action_masks = envs.single_action_space, envs.action_masks
+    else:
+        envs = gymnasium.make("splitgym/Cluster-v0", disable_env_checker=True, kind=kind, **loaded(machines))
+        space, action_masks = envs.action_space, lambda: envs.unwrapped.action_masks()[None]
+    sizes = [int(space.n)] if isinstance(space, gymnasium.spaces.Discrete) else space.nvec.tolist()
     rng = np.random.default_rng(0)
 
-    def rate(seconds: float) -> float:
-        worked_s, steps, allowed = 0.0, 0, masks()
-        while worked_s < seconds:
-            actions = random_actions(allowed, sizes, rng)
+    def rate(seed: int) -> float:
+        began_s = time.process_time()
+        envs.reset(seed=seed)
+        masks = action_masks()
+        reset_s, stepped_s, steps, is_over = time.process_time() - began_s, 0.0, 0, False
+        while stepped_s < seconds and not is_over:
+            actions = random_actions(masks, sizes, rng)  # not counted
             began_s = time.process_time()
-            step(actions)
-            allowed = masks()
-            worked_s += time.process_time() - began_s
+            _, _, terminated, truncated, _ = envs.step(actions if num_envs > 1 else actions[0])
+            masks = action_masks()
+            stepped_s += time.process_time() - began_s
             steps += 1
-        return num_envs * steps / worked_s
+            is_over = bool(np.any(terminated) or np.any(truncated))
+        return num_envs / (stepped_s / steps + reset_s / episode_decisions(kind))
 
-    rate(seconds / 2)
-    return {"decisions_per_s": statistics.median(rate(seconds) for _ in range(repeats))}
-
-
-def side_by_side(kind: str, num_envs: int, machines: int) -> tuple[Callable[[Actions], Any], Callable[[], Masks], Any]:
-    """A vector of environments: its step, its masks, the action space of one."""
-    envs: Any = gymnasium.make_vec(f"splitgym/{CARD}-{kind.capitalize()}-v0", num_envs, **loaded(machines))
-    envs.reset(seed=0)
-    return envs.step, envs.action_masks, envs.single_action_space
+    rate(0)
+    return {"decisions_per_s": statistics.median(rate(1 + repeat) for repeat in range(repeats))}
 
 
-def alone(kind: str, machines: int) -> tuple[Callable[[Actions], Any], Callable[[], Masks], Any]:
-    """The same of a single environment."""
-    env = gymnasium.make(f"splitgym/{CARD}-{kind.capitalize()}-v0", disable_env_checker=True, **loaded(machines))
-    action_masks = env.get_wrapper_attr("action_masks")
-    env.reset(seed=0)
-
-    def step(actions: Actions) -> None:
-        *_, terminated, truncated, _ = env.step(actions[0])
-        if terminated or truncated:
-            env.reset()
-
-    return step, lambda: action_masks()[None], env.action_space
-
-
-def loaded(machines: int) -> dict[str, Any]:
-    """Arguments of environments of so many machines: the card's load on each, its number of decisions in an episode."""
-    card, scale = load_card(CARD), machines / USUAL
-    assert card.episode.horizon_s is not None
-    warmup_s = card.episode.warmup_s
+def loaded(machines: int) -> Figures:
+    """Arguments of environments of so many machines: the card's load on each, its number of requests in an episode."""
+    card, scale = load_card(CARD), USUAL / machines
+    times = card.episode.model_dump(include={"warmup_s", "horizon_s", "tick_s"})
+    episode = card.episode.model_copy(update={name: scale * time_s for name, time_s in times.items()})
     return {
+        "card": card.model_copy(update={"episode": episode}),
         "machines": machine_groups(machines),
-        "rate": card.workload.mean_rate_rps * scale,
-        "horizon_s": warmup_s + (card.episode.horizon_s - warmup_s) / scale,
+        "rate": card.workload.mean_rate_rps / scale,
     }
+
+
+def episode_decisions(kind: str) -> float:
+    """Expected in an episode, after its warm-up."""
+    card = load_card(CARD)
+    assert card.episode.horizon_s is not None
+    counted_s = card.episode.horizon_s - card.episode.warmup_s
+    arrivals, ticks = counted_s * card.workload.mean_rate_rps, counted_s / card.episode.tick_s
+    return {"routing": arrivals, "repurposing": ticks, "joint": arrivals + ticks}[kind]
 
 
 def random_actions(masks: Masks, sizes: Sequence[int], rng: np.random.Generator) -> Actions:
@@ -214,7 +210,7 @@ def training(algorithm: str, network: str, machines: int, num_steps: int, repeat
     use_threads(1)
     settings = replace(PpoSettings(), num_steps=num_steps)
     real = SchedulingVecEnv(
-        TRAINED, reward_scale=0.02, stagger=True, card=CARD, kind="routing", gamma=settings.discount, **loaded(machines)
+        TRAINED, reward_scale=0.02, stagger=True, kind="routing", gamma=settings.discount, **loaded(machines)
     )
     agents = {}
     for name, envs in {"steps_per_s": real, "free_steps_per_s": free_like(real)}.items():
@@ -286,24 +282,22 @@ def free_like(real: VecEnv) -> VecEnv:
 
 
 def measure_all() -> Figures:
-    """The full run."""
-    ask = in_its_own_process
-    sizes = (10_000, 100_000, 1_000_000)
+    """The full run; each measurement has a process of its own."""
     return {
         "simulation": [
-            ask(simulation, machines=m, requests=n, reference_requests=20_000 if n == 100_000 else 0, repeats=5)
+            measured(simulation, machines=m, requests=n, reference_requests=20_000 if n == 100_000 else 0, repeats=5)
             for m in SPLITS
-            for n in sizes
+            for n in (10_000, 100_000, 1_000_000)
         ],
-        "events": [ask(events, machines=m, requests=100_000) for m in SPLITS],
+        "events": [measured(events, machines=m, requests=100_000) for m in SPLITS],
         "decisions": [
-            ask(decisions, kind=kind, num_envs=count, machines=m, repeats=5, seconds=2.0)
+            measured(decisions, kind=kind, num_envs=count, machines=m, repeats=5, seconds=2.0)
             for m in SPLITS
             for kind in KINDS
-            for count in ((1, 64, 256) if m == USUAL else (1, 64))
+            for count in (1, 64, 256)
         ],
         "training": [
-            ask(training, algorithm=a, network=n, machines=m, num_steps=min(128, max(8, 5120 // m)), repeats=5)
+            measured(training, algorithm=a, network=n, machines=m, num_steps=min(128, max(8, 5120 // m)), repeats=5)
             for m in SPLITS
             for a in (ALGORITHMS if m == USUAL else ALGORITHMS[1:])
             for n in NETWORKS
@@ -312,37 +306,41 @@ def measure_all() -> Figures:
 
 
 def measure_some() -> Figures:
-    """The quick run: the headline's figures, in this process."""
-    ask = here
+    """The quick run, in this process; the largest simulation comes first, so that the peak it sees is its own."""
+    here: dict[str, Any] = {"apart": False, "machines": USUAL}
     return {
         "simulation": [
-            ask(simulation, machines=USUAL, requests=1_000_000, reference_requests=0, repeats=1),  # its peak is its own
-            ask(simulation, machines=USUAL, requests=100_000, reference_requests=8_000, repeats=3),
-            ask(simulation, machines=1000, requests=100_000, reference_requests=0, repeats=3),
+            measured(simulation, **here, requests=1_000_000, reference_requests=0, repeats=1),
+            measured(simulation, **here, requests=100_000, reference_requests=8_000, repeats=3),
+            measured(simulation, **here | {"machines": 1000}, requests=100_000, reference_requests=0, repeats=3),
         ],
-        "events": [ask(events, machines=USUAL, requests=10_000)],
-        "decisions": [ask(decisions, kind="routing", num_envs=64, machines=USUAL, repeats=3, seconds=1.0)],
+        "events": [measured(events, **here, requests=10_000)],
+        "decisions": [measured(decisions, **here, kind="routing", num_envs=64, repeats=3, seconds=1.0)],
         "training": [
-            ask(training, algorithm=a, network=n, machines=USUAL, num_steps=8, repeats=3)
-            for a in ALGORITHMS
-            for n in NETWORKS
+            measured(training, **here, algorithm=algorithm, network=network, num_steps=8, repeats=3)
+            for algorithm in ALGORITHMS
+            for network in NETWORKS
         ],
     }
 
 
-def in_its_own_process(measurement: Callable[..., Figures], **arguments: Any) -> Figures:
-    """What `here` returns, from a fresh process."""
-    asked = ", ".join(f"{name} {value}" for name, value in arguments.items())
-    print(f"{measurement.__name__}: {asked}", file=sys.stderr, flush=True)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(here, measurement, **arguments).result()
+def measured(measurement: Callable[..., Figures], *, apart: bool = True, **asked: Any) -> Figures:
+    """What was asked and what was found, in this process or one ``apart``; told on standard error, too."""
+    if apart:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            found = process.submit(with_peak, measurement, asked).result()
+    else:
+        found = with_peak(measurement, asked)
+    told = ", ".join(f"{name} {shown(value)}" for name, value in (asked | found).items())
+    print(f"{measurement.__name__}: {told}", file=sys.stderr, flush=True)
+    return asked | found
 
 
-def here(measurement: Callable[..., Figures], **arguments: Any) -> Figures:
-    """What was asked, what ``measurement`` found, and the process's peak of memory."""
-    figures = measurement(**arguments)
+def with_peak(measurement: Callable[..., Figures], asked: Figures) -> Figures:
+    """What was found, and the process's peak of memory."""
+    found = measurement(**asked)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return arguments | figures | {"peak_rss_mb": peak / (1e6 if sys.platform == "darwin" else 1e3)}
+    return found | {"peak_rss_mb": peak / (1e6 if sys.platform == "darwin" else 1e3)}
 
 
 def headline(found: Figures) -> Figures:
@@ -352,7 +350,6 @@ def headline(found: Figures) -> Figures:
         return next(row for row in found[measurement] if asked.items() <= row.items())
 
     usual, large = (of("simulation", machines=machines, requests=100_000) for machines in (USUAL, 1000))
-    trained = [row for row in found["training"] if row["machines"] == USUAL]
     return {
         "requests_per_s": usual["requests_per_s"],
         "reference_requests_per_s": usual["reference_requests_per_s"],
@@ -363,35 +360,11 @@ def headline(found: Figures) -> Figures:
         "share_at_1000_machines": large["requests_per_s"] / usual["requests_per_s"],
         "peak_rss_mb_million_requests": of("simulation", machines=USUAL, requests=1_000_000)["peak_rss_mb"],
         "decisions_per_s_vector_64": of("decisions", kind="routing", num_envs=64, machines=USUAL)["decisions_per_s"],
-        "ppo_share_of_free_environment": min(row["share_of_free"] for row in trained),
+        "ppo_share_of_free_environment": min(
+            row["share_of_free"] for row in found["training"] if row["machines"] == USUAL
+        ),
         "workload": usual["workload"],
     }
-
-
-def machine() -> Figures:
-    """What it ran on."""
-    from importlib.metadata import version
-
-    packages = {name: version(name) for name in ("numpy", "numba", "torch", "stable-baselines3", "sb3-contrib")}
-    return {"processor": platform.processor() or platform.machine(), "python": platform.python_version()} | packages
-
-
-# --- Said and drawn ------------------------------------------------------------------------------------------------
-
-
-def tables(figures: Figures, found: Figures) -> list[Table]:
-    """What was found, to be read."""
-    result = []
-    for title, rows in found.items():
-        columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "workload"]
-        table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for row in rows:
-            table.add_row(*(shown(row.get(column, "")) for column in columns))
-        result.append(table)
-    table = Table("figure", "found", title="headline", title_justify="left", box=box.SIMPLE_HEAD)
-    for name, value in figures.items():
-        table.add_row(name, shown(value))
-    return [*result, table]
 
 
 def shown(value: object) -> str:
@@ -401,69 +374,62 @@ def shown(value: object) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
+def machine() -> dict[str, str]:
+    """What it ran on."""
+    packages = {name: version(name) for name in ("numpy", "numba", "torch", "stable-baselines3", "sb3-contrib")}
+    return {"processor": platform.processor() or platform.machine(), "python": platform.python_version()} | packages
+
+
 def draw(found: Figures, path: Path) -> None:
     """How it scales with machines, and memory with requests."""
     from matplotlib.figure import Figure
 
     from splitgym.learn.images import BLUE, GREEN, ORANGE, SKY, VERMILLION, png
 
-    figure = Figure(figsize=(9.2, 6.4), dpi=140, layout="constrained")
-    simulated, decided, trained, memory = figure.subplots(2, 2).flat
-
-    def line(axes: Any, measurement: str, x: str, y: str, label: str, style: Figures, **asked: Any) -> None:
+    def line(axes: Any, measurement: str, x: str, y: str, label: str, color: str, style: str, **asked: Any) -> None:
         rows = [row for row in found[measurement] if asked.items() <= row.items()]
-        axes.plot([row[x] for row in rows], [row[y] for row in rows], "o", markersize=4, label=label, **style)
+        axes.plot([row[x] for row in rows], [row[y] for row in rows], f"o{style}", color=color, ms=4, label=label)
 
-    def machines(axes: Any, measurement: str, y: str, label: str, style: Figures, **asked: Any) -> None:
-        line(axes, measurement, "machines", y, label, style, **asked)
-
-    for requests, color in ((10_000, SKY), (100_000, BLUE), (1_000_000, GREEN)):
-        style = {"color": color, "linestyle": "-"}
-        machines(simulated, "simulation", "requests_per_s", f"compiled, {requests:,}", style, requests=requests)
-    style = {"color": ORANGE, "linestyle": "-"}
-    machines(simulated, "simulation", "reference_requests_per_s", "reference, 20,000", style, requests=100_000)
-    for kind, color in zip(KINDS, (BLUE, VERMILLION, GREEN), strict=True):
-        for num_envs, linestyle in ((64, "-"), (1, ":")):
-            style = {"color": color, "linestyle": linestyle}
-            machines(
-                decided, "decisions", "decisions_per_s", f"{kind}, {num_envs}", style, kind=kind, num_envs=num_envs
-            )
+    figure = Figure(figsize=(9.2, 6.6), dpi=140, layout="constrained")
+    simulated, decided, trained, memory = figure.subplots(2, 2).flat
+    x, y = "machines", "requests_per_s"
+    for count, color in ((10_000, SKY), (100_000, BLUE), (1_000_000, GREEN)):
+        line(simulated, "simulation", x, y, f"compiled, {count:,} requests", color, "-", requests=count)
+    line(simulated, "simulation", x, f"reference_{y}", "reference", ORANGE, "-", requests=100_000)
+    for kind, color in zip(KINDS, (BLUE, GREEN, VERMILLION), strict=True):
+        for num_envs, style in ((64, "-"), (1, ":")):
+            label = f"{kind}, {num_envs}"
+            line(decided, "decisions", x, "decisions_per_s", label, color, style, kind=kind, num_envs=num_envs)
     for network, color in zip(NETWORKS, (BLUE, VERMILLION), strict=True):
-        for y, linestyle in (("steps_per_s", "-"), ("free_steps_per_s", ":")):
-            label = network + ("" if y == "steps_per_s" else ", free environment")
-            style = {"color": color, "linestyle": linestyle}
-            machines(trained, "training", y, label, style, network=network, algorithm="maskable-ppo")
+        for y, style, environment in (("steps_per_s", "-", ""), ("free_steps_per_s", ":", ", free environment")):
+            asked = {"network": network, "algorithm": "maskable-ppo"}
+            line(trained, "training", x, y, network + environment, color, style, **asked)
     for count, color in zip(SPLITS, (SKY, BLUE, GREEN, VERMILLION), strict=True):
-        style = {"color": color, "linestyle": "-"}
-        line(memory, "simulation", "requests", "peak_rss_mb", f"{count:,} machines", style, machines=count)
+        line(memory, "simulation", "requests", "peak_rss_mb", f"{count:,} machines", color, "-", machines=count)
 
-    titles = {
-        simulated: "Requests per second, by engine and requests",
-        decided: "Decisions per second, by kind and environments",
-        trained: "Training steps per second, MaskablePPO, 64 environments",
-        memory: "Peak memory of a simulation, MB",
-    }
-    for axes, title in titles.items():
+    panels = (
+        (simulated, "Requests simulated per second"),
+        (decided, "Decisions per second: kind, environments"),
+        (trained, "Training steps per second: MaskablePPO, 64 environments"),
+        (memory, "Peak memory of a simulation, MB"),
+    )
+    for axes, title in panels:
         axes.set_title(title, fontsize=10, fontweight="bold", loc="left")
         axes.set_xscale("log")
         if axes is memory:
-            axes.set_xlabel("requests")
+            axes.set_xlabel("requests", fontsize=9)
             axes.set_ylim(bottom=0)
         else:
             axes.set_yscale("log")
-            axes.set_xlabel("machines")
-            axes.set_xticks(list(SPLITS), labels=[f"{count:,}" for count in SPLITS], minor=False)
+            axes.set_xlabel("machines", fontsize=9)
+            axes.set_xticks(list(SPLITS), labels=[f"{count:,}" for count in SPLITS])
             axes.minorticks_off()
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.grid(color="#e8e8e8", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)
+        axes.tick_params(labelsize=8)
         axes.legend(fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png(figure)[0])
-
-
-# --- The command line ----------------------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -475,33 +441,34 @@ class Parser(argparse.ArgumentParser):
 
 
 def main() -> None:
-    """Measure, tell, draw."""
+    """Measure, draw, tell."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the headline figures only; draws nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--quick", action="store_true", help="the headline figures alone; draws nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with everything measured")
     parser.add_argument("--plot", type=Path, default=PLOT, help="where the full run draws how it scales")
     arguments = parser.parse_args()
-    try:
-        check_writable(arguments.plot.parent)
-    except SplitgymError as error:
-        parser.error(f"--plot: {error}")
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
+    if not arguments.quick:
+        try:
+            check_writable(arguments.plot.parent)
+        except SplitgymError as error:
+            parser.error(f"--plot: {error}")
     if is_cold():
-        print("compiling first, about a minute", file=sys.stderr)
+        print("the first run compiles, for about a minute", file=sys.stderr)
 
     found = measure_some() if arguments.quick else measure_all()
     figures = headline(found)
     if not arguments.quick:
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
         draw(found, arguments.plot)
     if arguments.json:
         print(json.dumps(figures | found | {"machine": machine()}, indent=2))
     else:
-        console = Console(soft_wrap=True, highlight=False)
-        for table in tables(figures, found):
-            console.print(table)
+        for name, value in figures.items():
+            print(f"{name.replace('_', ' '):32} {shown(value)}")
     if not figures["rows_identical"]:
         sys.exit("error: the compiled engine's rows are not the reference engine's")
 
 
 if __name__ == "__main__":  # worker processes import this file
+    os.environ["OMP_NUM_THREADS"] = "1"  # theirs
     main()

@@ -62,6 +62,9 @@ MACHINE_FEATURES = (
     Feature("transfer_s", "s", 0.05, "static", "sending this request's KV-cache at this machine's link"),
 )
 
+TIME_FEATURES = ("pending_prompt_s", "prompt_s", "predicted_ttft_s", "predicted_tbt_s", "transfer_s")
+"""Those of a machine that change with time and request, not only when something happens to it."""
+
 REQUEST_FEATURES = (
     Feature("prompt_tokens", "tokens", 1024.0, "booked", "length of the prompt"),
     Feature("predicted_output_tokens", "tokens", 256.0, "booked", "predicted length of the output"),

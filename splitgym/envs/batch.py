@@ -25,8 +25,8 @@ from splitgym.envs.stepping import (
     Outlook,
     decide_one,
     kernel_rows,
-    look_again,
-    look_one,
+    look,
+    note_one,
     step_all,
 )
 from splitgym.errors import SplitgymError
@@ -214,7 +214,8 @@ class Batch:
         self.episode_numbers[env] = state.episode_number
         self.generators[env] = np.random.default_rng()
         self.generators[env].bit_generator.state = state.np_random
-        look_again(self.slots, env, episode.engine.books.arrays, self.setting.rules, self.outlook)
+        self.slots[env]["seen"] = 0  # what is observed now may be anything
+        look(self.slots, env, episode.engine.books.arrays, self.setting.rules, self.outlook)
 
     # --- parts --------------------------------------------------------------------------------------------------
 
@@ -293,7 +294,8 @@ class Batch:
             slot["decision_kind"] = episode.view.kind
         suggested = episode.suggested
         slot["suggested_prompt"], slot["suggested_token"] = suggested.prompt_machine, suggested.token_machine
-        look_one(self.slots, env, desk, rules, episode.engine.meters(), order == BEGIN, self.outlook)
+        note_one(self.slots, env, desk, rules, episode.engine.meters(), order == BEGIN)
+        look(self.slots, env, desk, rules, self.outlook)
 
     def _refuse(self, env: int) -> None:
         new_roles, slot = self._new_roles[env], self.slots[env]

@@ -10,11 +10,13 @@ from gymnasium import spaces
 
 from splitgym.features import (
     CLUSTER_FEATURES,
+    MACHINE_COLUMN,
     MACHINE_FEATURES,
     NUM_CLUSTER_FEATURES,
     NUM_MACHINE_FEATURES,
     NUM_REQUEST_FEATURES,
     REQUEST_FEATURES,
+    TIME_FEATURES,
     Feature,
 )
 from splitgym.jit import lean_njit
@@ -22,6 +24,7 @@ from splitgym.view import DECISION_KINDS, ClusterView
 
 Float32Array = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 Observation = dict[str, Float32Array]
 
 
@@ -39,6 +42,9 @@ class Scales(NamedTuple):
 def _scales(features: tuple[Feature, ...]) -> FloatArray:
     return np.array([[feature.scale for feature in features], [not feature.bounded for feature in features]], float)
 
+
+TIMES = tuple(MACHINE_COLUMN[name] for name in TIME_FEATURES)
+"""Columns of ``machines`` that change with time and request."""
 
 SCALES = Scales(_scales(MACHINE_FEATURES), _scales(REQUEST_FEATURES), _scales(CLUSTER_FEATURES))
 
@@ -105,6 +111,34 @@ def observe(
     """Write the observation of a view as that of environment ``env``."""
     for m in range(len(machines)):
         squash(machines[m], scales.machines, arrays.machines[env, m])
+    observe_rest(kind, request, cluster, scales, arrays, env)
+
+
+@lean_njit
+def observe_changes(
+    kind: int,
+    machines: FloatArray,
+    request: FloatArray,
+    cluster: FloatArray,
+    changed: IntArray,
+    scales: Scales,
+    arrays: Arrays,
+    env: int,
+) -> None:
+    """`observe`, where only the machines ``changed`` have other numbers than at the last look, the `TIMES` apart."""
+    for i in range(len(changed)):
+        m = changed[i]
+        squash(machines[m], scales.machines, arrays.machines[env, m])
+    for m in range(len(machines)):
+        row, out = machines[m], arrays.machines[env, m]
+        for k in TIMES:
+            out[k] = squashed(row[k], scales.machines[0, k], scales.machines[1, k])
+    observe_rest(kind, request, cluster, scales, arrays, env)
+
+
+@lean_njit
+def observe_rest(kind: int, request: FloatArray, cluster: FloatArray, scales: Scales, arrays: Arrays, env: int) -> None:
+    """Write what is not about one machine."""
     squash(request, scales.request, arrays.request[env])
     squash(cluster, scales.cluster, arrays.cluster[env])
     for other in range(3):
@@ -115,5 +149,11 @@ def observe(
 def squash(values: FloatArray, scales: FloatArray, out: Float32Array) -> None:
     """Write ``values`` (n,) on their scales."""
     for k in range(len(values)):
-        value = max(values[k], 0.0)  # sums of predicted lengths may end a rounding below 0
-        out[k] = value / (value * scales[1, k] + scales[0, k])
+        out[k] = squashed(values[k], scales[0, k], scales[1, k])
+
+
+@lean_njit
+def squashed(value: float, scale: float, unbounded: float) -> float:
+    """A value on its scale: value/scale, or value/(value + scale) where ``unbounded`` is 1."""
+    value = max(value, 0.0)  # sums of predicted lengths may end a rounding below 0
+    return value / (value * unbounded + scale)

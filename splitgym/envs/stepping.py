@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from splitgym.envs.actions import ActionRules, is_valid, mark_valid, replace, translate
-from splitgym.envs.observations import Arrays, Scales, observe
+from splitgym.envs.observations import Arrays, Scales, observe, observe_changes
 from splitgym.envs.rewards import Mix, Step, weighted
 from splitgym.jit import lean_njit, njit
 from splitgym.sim.books import BookArrays, fill_view, potential
 from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.compiled.loop import DUE, INVALID, advance, ask, carry_out, change, show
+from splitgym.sim.compiled.notes import changed_since
 from splitgym.sim.compiled.slots import NUM_ARRAYS, addresses, desk_at, floats_at, state_at
 from splitgym.sim.compiled.state import NO_DECISION, State
 from splitgym.sim.compiled.totals import read_meters
@@ -56,6 +57,7 @@ SLOT = np.dtype(
         ("potential", "f8"),
         ("dt_s", "f8"),  # since the last decision
         ("reward", "f8"),
+        ("seen", "i8"),  # how many changes of machines are in the observation (`splitgym.sim.compiled.notes`)
     ],
     align=True,
 )
@@ -173,7 +175,20 @@ def step_one(  # type: ignore[no-untyped-def]
     slot.decision_kind = run.pending
     now_s = run.now_s if np.isnan(run.closed_s) else run.closed_s
     note(slot, desk, rules, read_meters(s, now_s), order == BEGIN)
-    look(slot, desk, rules, outlook, env)
+    show_end(slot, desk)
+    mark(slot, desk, rules, outlook.valid[env])
+    first, end = changed_since(s, slot.seen)
+    slot.seen = run.noted
+    observe_changes(
+        slot.decision_kind,
+        desk.machines,
+        desk.request,
+        desk.cluster,
+        s.notes[first:end],
+        rules.scales,
+        outlook.observations,
+        env,
+    )
     return LEAVE
 
 
@@ -258,13 +273,17 @@ def note(slot, desk: BookArrays, rules: Rules, after: Meters, is_first: bool) ->
 
 
 @lean_njit
-def look(slot, desk: BookArrays, rules: Rules, outlook: Outlook, env: int) -> None:  # type: ignore[no-untyped-def]
-    """Write what the learner sees; at the end of a run the state there, with something valid to do in each head."""
+def show_end(slot, desk: BookArrays) -> None:  # type: ignore[no-untyped-def]
+    """Where the run is over, make the view that of the state there."""
     if not slot.is_due:
         slot.decision_kind = slot.idle_kind
         desk.masked[0] = -1
         fill_view(slot.idle_kind == TICK, slot.time_s, slot.idle_prompt_tokens, slot.idle_predicted, desk)
-    valid = outlook.valid[env]
+
+
+@lean_njit
+def mark(slot, desk: BookArrays, rules: Rules, valid: BoolArray) -> None:  # type: ignore[no-untyped-def]
+    """Write what is valid; where the run is over, there is something in each head."""
     is_tick = slot.decision_kind == TICK
     mark_valid(rules.actions, is_tick, desk.machines, desk.prompt_mask, desk.token_mask, desk.role_mask, valid)
     if not slot.is_due:
@@ -276,7 +295,6 @@ def look(slot, desk: BookArrays, rules: Rules, outlook: Outlook, env: int) -> No
                 some = some or valid[start + index]
             valid[start] |= not some
             start += size
-    observe(slot.decision_kind, desk.machines, desk.request, desk.cluster, rules.scales, outlook.observations, env)
 
 
 @njit
@@ -288,15 +306,15 @@ def decide_one(
 
 
 @njit
-def look_one(
-    slots: Records, env: int, desk: BookArrays, rules: Rules, meters: Meters, is_first: bool, outlook: Outlook
-) -> None:
-    """`note` and `look`, for an environment whose episode is driven from Python."""
+def note_one(slots: Records, env: int, desk: BookArrays, rules: Rules, meters: Meters, is_first: bool) -> None:
+    """`note`, for an environment whose episode is driven from Python."""
     note(slots[env], desk, rules, meters, is_first)
-    look(slots[env], desk, rules, outlook, env)
 
 
 @njit
-def look_again(slots: Records, env: int, desk: BookArrays, rules: Rules, outlook: Outlook) -> None:
-    """`look`, without anything having happened."""
-    look(slots[env], desk, rules, outlook, env)
+def look(slots: Records, env: int, desk: BookArrays, rules: Rules, outlook: Outlook) -> None:
+    """Write all that the learner sees."""
+    slot = slots[env]
+    show_end(slot, desk)
+    mark(slot, desk, rules, outlook.valid[env])
+    observe(slot.decision_kind, desk.machines, desk.request, desk.cluster, rules.scales, outlook.observations, env)

@@ -53,12 +53,13 @@ class CompiledPolicy:
         self.params = merged
         self.param_values = np.array(list(merged.values()), dtype=np.float64)
         self.state = new_state([], 0, self.name)
-        self._roles_out = np.zeros(0, np.int64)
+        self._all = self._roles_out = np.zeros(0, np.int64)
 
     def reset(self, cluster: Cluster, seed: int) -> None:
         """Begin a run: nothing has been decided, the draws are those of ``seed``."""
         roles = [machine.role for machine in cluster.machines]
         self.state = new_state(roles, seed, self.name)
+        self._all = np.arange(len(roles))
         self._roles_out = np.full(len(roles), -1, np.int64)
 
     def kernels(self) -> tuple[Kernel, Kernel]:
@@ -68,7 +69,14 @@ class CompiledPolicy:
         return kernel, kernel
 
     def decide(self, view: ClusterView) -> Decision:
-        """Ask the kernel."""
+        """Ask the kernel.
+
+        Raises:
+            SplitgymError: if the view is not of the cluster that `reset` was given.
+        """
+        if view.num_machines != len(self._all):
+            counts = f"{view.num_machines} machines; reset() was given a cluster of {len(self._all)}"
+            raise SplitgymError(f"policy {self.name!r}: the view has {counts}")
         changes = self._roles_out
         changes.fill(-1)
         prompt_machine, token_machine = self.builtin.kernel(
@@ -80,6 +88,7 @@ class CompiledPolicy:
             view.prompt_mask,
             view.token_mask,
             view.role_mask,
+            self._all,
             self.param_values,
             self.state,
             changes,

@@ -3,16 +3,20 @@
 A built-in heuristic is one compiled function, its *kernel*, over plain arrays, so that an engine compiled as
 a whole can call it without Python. All have one signature::
 
-    kernel(kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state,
+    kernel(kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state,
     roles_out)
         -> (prompt machine, token machine)
 
-The first eight are the fields of a `ClusterView`. ``params`` (P,) float64 are the policy's numbers in the
-order of its declaration, ``state`` float64 is its memory (`new_state`), ``roles_out`` (num_machines,) int64
-comes filled with -1 and takes the new roles. Ties go to the lowest index; -1 stands for no machine.
+The first eight are the fields of a `ClusterView`. ``changed`` (any,) int64 are the machines whose counts (all
+features but those that `splitgym.sim.books.fill_times` writes) or masks of prompts and tokens may be other than at the
+last call, all at the first; some may come twice. ``params`` (P,) float64 are the policy's numbers in the order of its
+declaration, ``state`` float64 is its memory (`new_state`), ``roles_out`` (num_machines,) int64 comes filled with -1 and
+takes the new roles. Ties go to the lowest index; -1 stands for no machine.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +24,7 @@ import numpy.typing as npt
 from splitgym.features import CLUSTER_COLUMN, MACHINE_COLUMN, REQUEST_COLUMN
 from splitgym.jit import njit
 from splitgym.randomness import Streams
+from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -55,17 +60,61 @@ PROMPT_TOKEN_RATE = CLUSTER_COLUMN["prompt_token_rate"]
 OUTPUT_TOKEN_RATE = CLUSTER_COLUMN["output_token_rate"]
 SWITCH_S = CLUSTER_COLUMN["switch_s"]
 
-# A state: the key of the draws, how many were made, eight numbers of the policy's own, the machines' homes.
-KEY, COUNTER, OWN = 0, 1, 2
+# A state: what the engine has told, the key of the draws, how many were made, eight numbers of the policy's own, the
+# machines' homes, and rankings of the machines.
+KEY = max(NOTES_SEEN, MASKS_SEEN) + 1
+COUNTER, OWN = KEY + 1, KEY + 2
 HOMES = OWN + 8
+RANKINGS = 3
 
 
 def new_state(roles: list[int], seed: int, name: str) -> FloatArray:
-    """The state (HOMES + num_machines,) of policy ``name`` before a run of machines in ``roles``."""
-    state = np.zeros(HOMES + len(roles))
+    """The state of policy ``name`` before a run of machines in ``roles``."""
+    width = 1 << max(len(roles) - 1, 0).bit_length()
+    state = np.zeros(HOMES + len(roles) + RANKINGS * 2 * width)
     state[KEY] = Streams(seed).key(f"policy {name}") >> 11  # 53 bits: exact as float64
-    state[HOMES:] = roles
+    state[HOMES : HOMES + len(roles)] = roles
+    state[HOMES + len(roles) :] = np.inf
     return state
+
+
+@njit
+def ranking(state: FloatArray, num_machines: int, number: int) -> FloatArray:
+    """A policy's ranking ``number`` of the machines by a score: the least is found in O(log num_machines).
+
+    It is a tournament: place 1 has the least score, place i the lesser of those at 2i and 2i + 1, and the last
+    num_machines places, filled up to a power of two, each machine's. Infinite is who is not ranked.
+    """
+    first = HOMES + num_machines
+    size = (len(state) - first) // RANKINGS
+    return state[first + number * size : first + (number + 1) * size]
+
+
+@njit
+def rank(tournament: FloatArray, m: int, score: float) -> None:
+    """Machine ``m`` now has this score."""
+    place = (len(tournament) >> 1) + m
+    while tournament[place] != score:
+        tournament[place] = score
+        if place == 1:
+            return
+        score = min(score, tournament[place ^ 1])
+        place >>= 1
+
+
+@njit
+def best(tournament: FloatArray) -> int:
+    """The machine with the least score, of several the first; -1 if none is ranked."""
+    least_score = tournament[1]
+    if least_score == np.inf:
+        return -1
+    width = len(tournament) >> 1
+    place = 1
+    while place < width:
+        place *= 2
+        if tournament[place] != least_score:
+            place += 1
+    return place - width
 
 
 @njit
@@ -93,19 +142,33 @@ def draw(state: FloatArray) -> float:
 @njit
 def pick(state: FloatArray, mask: BoolArray, but: int) -> int:
     """A uniformly drawn machine of ``mask``, not ``but`` unless there is no other; -1 if there is none."""
-    others = 0
-    for m in range(len(mask)):
-        if mask[m] and m != but:
-            others += 1
+    hidden = but >= 0 and mask[but]
+    others = how_many(mask) - hidden
     if others == 0:
-        return but if but >= 0 and mask[but] else -1
+        return but if hidden else -1
     left = min(int(draw(state) * others), others - 1)
-    for m in range(len(mask)):
+    first, step = 0, 64
+    while True:
+        here = how_many(mask[first : first + step]) - (hidden and first <= but < first + step)
+        if left < here:
+            break
+        left -= here
+        first += step
+    m = first
+    while left > 0 or not mask[m] or m == but:
         if mask[m] and m != but:
-            if left == 0:
-                return m
             left -= 1
-    return -1
+        m += 1
+    return m
+
+
+@njit
+def how_many(mask: BoolArray) -> int:
+    """The number of machines in ``mask``."""
+    count = 0
+    for flag in mask:
+        count += flag
+    return count
 
 
 @njit
@@ -119,17 +182,18 @@ def least(score: FloatArray, mask: BoolArray) -> int:
 
 
 @njit
-def pending_tokens(machines: FloatArray) -> FloatArray:
-    """(num_machines,) prompt tokens waiting, and one for each decode here or coming."""
-    return machines[:, PENDING_TOKENS] + machines[:, DECODES] + machines[:, COMING]
+def pending_tokens_of(features: FloatArray) -> Any:
+    """Prompt tokens waiting on a machine, and one for each decode here or coming.
+
+    A float of one machine's row; of all machines, transposed, an array (num_machines,).
+    """
+    return features[PENDING_TOKENS] + features[DECODES] + features[COMING]
 
 
 @njit
-def stay_or_fewest_decodes(prompt_machine: int, machines: FloatArray, token_mask: BoolArray) -> int:
-    """``prompt_machine`` if it may decode, too (nothing to send), else the machine with fewest decodes."""
-    if prompt_machine >= 0 and token_mask[prompt_machine]:
-        return prompt_machine
-    return least(machines[:, DECODES] + machines[:, COMING], token_mask)
+def decodes_of(features: FloatArray) -> Any:
+    """Decodes on a machine or coming; of a row, or of all machines, as `pending_tokens_of`."""
+    return features[DECODES] + features[COMING]
 
 
 @njit

@@ -74,7 +74,7 @@ def move_one(
 
 @njit
 def static(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """Nothing moves."""
     return -1, -1
@@ -82,7 +82,7 @@ def static(  # type: ignore[no-untyped-def]
 
 @njit
 def threshold(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """``params``: prompt_high_s, decodes_high, slack, utilisation, dwell_s.
 
@@ -167,7 +167,7 @@ def towards_rates(
 
 @njit
 def proportional(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """``params``: headroom, dwell_s. The rates are those of the last 10 to 20 s."""
     if kind == TICK:
@@ -198,7 +198,7 @@ def follow(state: FloatArray, trend: int, elapsed_s: float, value: float) -> Non
 
 @njit
 def forecast(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """``params``: headroom, dwell_s, lead_s. As `proportional`, on the rates expected ``lead_s`` ahead.
 

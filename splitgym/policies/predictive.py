@@ -9,7 +9,6 @@ from splitgym.policies.kernels import (
     BASELINE_TBT_S,
     BASELINE_TTFT_S,
     BOOKED_KV,
-    COMING,
     DECODE_ITERATION_S,
     DECODES,
     KV_CAPACITY,
@@ -24,8 +23,12 @@ from splitgym.policies.kernels import (
     TTFT_S,
     BoolArray,
     FloatArray,
+    best,
+    decodes_of,
     least,
-    pending_tokens,
+    pending_tokens_of,
+    rank,
+    ranking,
 )
 from splitgym.view import TICK
 
@@ -44,7 +47,7 @@ def roomy(machines: FloatArray, request: FloatArray, mask: BoolArray) -> BoolArr
 
 @njit
 def least_ttft(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """``params``: ttft_slowdown, tbt_slowdown.
 
@@ -72,32 +75,34 @@ def least_ttft(  # type: ignore[no-untyped-def]
 
 @njit
 def lmetric(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """Tokens are divided by the machine's prompt rate and the batch is weighed by its decode iteration.
 
     With machines all alike that changes nothing; with several hardware types a slow machine counts as fuller.
     The token machine is the prompt machine if it may decode, else the one with the least batch x iteration.
     """
+    by_batch = ranking(state, len(machines), 0)
+    for m in changed:
+        batch = (decodes_of(machines[m]) + 1.0) * machines[m, DECODE_ITERATION_S]
+        rank(by_batch, m, batch if token_mask[m] else np.inf)
     if kind == TICK:
         return -1, -1
-    count = len(prompt_mask)
-    prefill = np.empty(count)
-    batch = np.empty(count)
-    for m in range(count):
-        batch_size = machines[m, PENDING_PROMPTS] + machines[m, DECODES] + 1.0
-        prefill_s = (request[PROMPT_TOKENS] + machines[m, PENDING_TOKENS]) / machines[m, PROMPT_RATE]
-        prefill[m] = prefill_s * batch_size
-        batch[m] = (machines[m, DECODES] + machines[m, COMING] + 1.0) * machines[m, DECODE_ITERATION_S]
-    prompt_machine = least(prefill, prompt_mask)
+    prompt_machine, least_prefill = -1, np.inf
+    for m in range(len(prompt_mask)):
+        if prompt_mask[m]:
+            batch_size = machines[m, PENDING_PROMPTS] + machines[m, DECODES] + 1.0
+            prefill_s = (request[PROMPT_TOKENS] + machines[m, PENDING_TOKENS]) / machines[m, PROMPT_RATE]
+            if prefill_s * batch_size < least_prefill:
+                prompt_machine, least_prefill = m, prefill_s * batch_size
     if prompt_machine >= 0 and token_mask[prompt_machine]:
         return prompt_machine, prompt_machine
-    return prompt_machine, least(batch, token_mask)
+    return prompt_machine, best(by_batch)
 
 
 @njit
 def fullest_feasible(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """``params``: ttft_slowdown, tbt_slowdown.
 
@@ -128,29 +133,29 @@ def fullest_feasible(  # type: ignore[no-untyped-def]
 
 @njit
 def freeness(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """Freeness = (capacity − virtual usage)/batch size; virtual usage is the memory of all assigned work.
 
     The freest machine decodes. It takes the prompt, too, if it may, else the one with fewest pending tokens
     does.
     """
+    by_room, by_tokens = ranking(state, len(machines), 0), ranking(state, len(machines), 1)
+    for m in changed:
+        room = (machines[m, KV_CAPACITY] - machines[m, BOOKED_KV]) / (decodes_of(machines[m]) + 1.0)
+        rank(by_room, m, -room if token_mask[m] else np.inf)
+        rank(by_tokens, m, pending_tokens_of(machines[m]) if prompt_mask[m] else np.inf)
     if kind == TICK:
         return -1, -1
-    count = len(token_mask)
-    busy = np.empty(count)
-    for m in range(count):
-        batch_size = machines[m, DECODES] + machines[m, COMING] + 1.0
-        busy[m] = -(machines[m, KV_CAPACITY] - machines[m, BOOKED_KV]) / batch_size
-    token_machine = least(busy, token_mask)
+    token_machine = best(by_room)
     if token_machine >= 0 and prompt_mask[token_machine]:
         return token_machine, token_machine
-    return least(pending_tokens(machines), prompt_mask), token_machine
+    return best(by_tokens), token_machine
 
 
 @njit
 def least_e2e(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """E2E = TTFT + transfer + (output − 1) · TBT, over all pairs; of equals the one without a transfer.
 

@@ -7,7 +7,6 @@ import numpy as np
 from splitgym.jit import njit
 from splitgym.policies.kernels import (
     BOOKED_KV,
-    COMING,
     DECODE_ITERATION_S,
     DECODES,
     KV_CAPACITY,
@@ -17,17 +16,20 @@ from splitgym.policies.kernels import (
     PROMPT_RATE,
     PROMPT_TOKENS,
     BoolArray,
-    least,
-    pending_tokens,
+    FloatArray,
+    best,
+    decodes_of,
+    pending_tokens_of,
     pick,
-    stay_or_fewest_decodes,
+    rank,
+    ranking,
 )
 from splitgym.view import TICK
 
 
 @njit
 def random(  # type: ignore[no-untyped-def]  # noqa: D103
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     if kind == TICK:
         return -1, -1
@@ -47,7 +49,7 @@ def next_after(last: int, mask: BoolArray) -> int:
 
 @njit
 def round_robin(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """``state[OWN:]``: the last prompt machine and token machine, plus one."""
     if kind == TICK:
@@ -60,64 +62,79 @@ def round_robin(  # type: ignore[no-untyped-def]
 
 
 @njit
+def stay_or_move(prompt_machine: int, token_mask: BoolArray, other: int) -> int:
+    """The token machine: ``prompt_machine`` if it may decode, too, since then nothing is sent, else the ``other``."""
+    return prompt_machine if prompt_machine >= 0 and token_mask[prompt_machine] else other
+
+
+@njit
 def jsq_requests(  # type: ignore[no-untyped-def]  # noqa: D103
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
+    by_requests, by_decodes = ranking(state, len(machines), 0), ranking(state, len(machines), 1)
+    for m in changed:
+        requests = machines[m, PENDING_PROMPTS] + machines[m, DECODES]
+        rank(by_requests, m, requests if prompt_mask[m] else np.inf)
+        rank(by_decodes, m, decodes_of(machines[m]) if token_mask[m] else np.inf)
     if kind == TICK:
         return -1, -1
-    prompt_machine = least(machines[:, PENDING_PROMPTS] + machines[:, DECODES], prompt_mask)
-    return prompt_machine, stay_or_fewest_decodes(prompt_machine, machines, token_mask)
+    prompt_machine = best(by_requests)
+    return prompt_machine, stay_or_move(prompt_machine, token_mask, best(by_decodes))
 
 
 @njit
 def jsq_tokens(  # type: ignore[no-untyped-def]  # noqa: D103
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
+    by_tokens, by_decodes = ranking(state, len(machines), 0), ranking(state, len(machines), 1)
+    for m in changed:
+        rank(by_tokens, m, pending_tokens_of(machines[m]) if prompt_mask[m] else np.inf)
+        rank(by_decodes, m, decodes_of(machines[m]) if token_mask[m] else np.inf)
     if kind == TICK:
         return -1, -1
-    prompt_machine = least(pending_tokens(machines), prompt_mask)
-    return prompt_machine, stay_or_fewest_decodes(prompt_machine, machines, token_mask)
+    prompt_machine = best(by_tokens)
+    return prompt_machine, stay_or_move(prompt_machine, token_mask, best(by_decodes))
 
 
 @njit
 def power_of_two(  # type: ignore[no-untyped-def]  # noqa: D103
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     if kind == TICK:
         return -1, -1
-    load = pending_tokens(machines)
     prompt_machine = pick(state, prompt_mask, -1)
     other = pick(state, prompt_mask, prompt_machine)
-    if other >= 0 and load[other] < load[prompt_machine]:
+    if other >= 0 and pending_tokens_of(machines[other]) < pending_tokens_of(machines[prompt_machine]):
         prompt_machine = other
     if prompt_machine >= 0 and token_mask[prompt_machine]:
         return prompt_machine, prompt_machine
     token_machine = pick(state, token_mask, -1)
     other = pick(state, token_mask, token_machine)
-    if other >= 0:
-        here = machines[token_machine, DECODES] + machines[token_machine, COMING]
-        if machines[other, DECODES] + machines[other, COMING] < here:
-            token_machine = other
+    if other >= 0 and decodes_of(machines[other]) < decodes_of(machines[token_machine]):
+        token_machine = other
     return prompt_machine, token_machine
 
 
 @njit
 def least_kv(  # type: ignore[no-untyped-def]  # noqa: D103
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
+    for_prompts, for_tokens = ranking(state, len(machines), 0), ranking(state, len(machines), 1)
+    for m in changed:
+        booked_share = machines[m, BOOKED_KV] / machines[m, KV_CAPACITY]
+        rank(for_prompts, m, booked_share if prompt_mask[m] else np.inf)
+        rank(for_tokens, m, booked_share if token_mask[m] else np.inf)
     if kind == TICK:
         return -1, -1
-    booked_share = machines[:, BOOKED_KV] / machines[:, KV_CAPACITY]
-    prompt_machine = least(booked_share, prompt_mask)
-    token_machine = least(booked_share, token_mask)
-    if token_mask[prompt_machine] and booked_share[prompt_machine] <= booked_share[token_machine]:
+    prompt_machine, token_machine = best(for_prompts), best(for_tokens)
+    if token_mask[prompt_machine] and for_prompts[1] <= for_tokens[1]:
         token_machine = prompt_machine
     return prompt_machine, token_machine
 
 
 @njit
 def size_interval(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """``params``: cutoff_tokens. ``state[OWN:]``: fading sums of the tokens in long prompts, and in all.
 
@@ -131,28 +148,51 @@ def size_interval(  # type: ignore[no-untyped-def]
     state[OWN] = 0.999 * state[OWN] + (tokens if is_long else 0.0)
     state[OWN + 1] = 0.999 * state[OWN + 1] + tokens
 
-    count = len(prompt_mask)
     speed = 0.0
     candidates = 0
-    for m in range(count):
+    for m in range(len(prompt_mask)):
         if prompt_mask[m]:
             speed += machines[m, PROMPT_RATE]
             candidates += 1
     goal = speed * state[OWN] / state[OWN + 1]
-    for_long = np.zeros(count, np.bool_)
-    left = prompt_mask.copy()
-    taken = 0.0
-    slow_first = -machines[:, PROMPT_RATE]
-    for number in range(candidates - 1):
-        m = least(slow_first, left)
-        if number > 0 and taken + 0.5 * machines[m, PROMPT_RATE] > goal:
-            break
-        for_long[m] = True
-        left[m] = False
-        taken += machines[m, PROMPT_RATE]
-    own_side = for_long if is_long and candidates > 1 else left
-    prompt_machine = least(machines[:, PENDING_S], own_side)
+    edge_rate, edge = slowest_for_long(machines, prompt_mask, goal, candidates - 1)
+    prompt_machine = -1
+    for m in range(len(prompt_mask)):
+        rate = machines[m, PROMPT_RATE]
+        takes_long = rate > edge_rate or (rate == edge_rate and m <= edge)
+        if not prompt_mask[m] or takes_long != (is_long and candidates > 1):
+            continue
+        if prompt_machine < 0 or machines[m, PENDING_S] < machines[prompt_machine, PENDING_S]:
+            prompt_machine = m
     if prompt_machine >= 0 and token_mask[prompt_machine]:
         return prompt_machine, prompt_machine
-    load = (machines[:, DECODES] + machines[:, COMING] + 1.0) * machines[:, DECODE_ITERATION_S]
-    return prompt_machine, least(load, token_mask)
+    token_machine, least_load = -1, np.inf
+    for m in range(len(token_mask)):
+        load = (decodes_of(machines[m]) + 1.0) * machines[m, DECODE_ITERATION_S]
+        if token_mask[m] and load < least_load:
+            token_machine, least_load = m, load
+    return prompt_machine, token_machine
+
+
+@njit
+def slowest_for_long(machines: FloatArray, mask: BoolArray, goal: float, most: int) -> tuple[float, int]:
+    """The rate and number of the last of those, fastest first, that come nearest to a rate of ``goal`` together.
+
+    They are one at least and ``most`` at most; of equals the first. Infinity and -1 where there may be none.
+    """
+    edge_rate, edge = np.inf, -1
+    taken = 0.0
+    number = 0
+    while number < most:
+        rate = -np.inf
+        for m in range(len(mask)):
+            if mask[m] and machines[m, PROMPT_RATE] < edge_rate:
+                rate = max(rate, machines[m, PROMPT_RATE])
+        for m in range(len(mask)):
+            if mask[m] and machines[m, PROMPT_RATE] == rate:
+                if number == most or (number > 0 and taken + 0.5 * rate > goal):
+                    return edge_rate, edge
+                edge_rate, edge = rate, m
+                taken += rate
+                number += 1
+    return edge_rate, edge

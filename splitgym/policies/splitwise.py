@@ -11,8 +11,6 @@ from splitgym.jit import njit
 from splitgym.policies.kernels import (
     BASELINE_TBT_S,
     BOOKED_KV,
-    COMING,
-    DECODES,
     DOWN_FLAG,
     HOMES,
     KV_CAPACITY,
@@ -26,12 +24,37 @@ from splitgym.policies.kernels import (
     BoolArray,
     FloatArray,
     IntArray,
+    best,
+    decodes_of,
     least,
     mask_of_role,
-    pending_tokens,
+    pending_tokens_of,
+    rank,
+    ranking,
     role_of,
 )
 from splitgym.view import MIXED, PROMPT, TICK, TOKEN
+
+# Rankings: prompt machines by pending tokens, token machines by booked memory; those that are to go home.
+BY_LOAD, BY_BOOKED, HOMESICK = range(3)
+ANY = 3  # in place of a role
+
+
+@njit
+def learn_home(machine_row: FloatArray, m: int, state: FloatArray) -> int:
+    """A machine's home is the role it had before it became mixed; one that began as mixed is at home."""
+    role = role_of(machine_row)
+    if role != MIXED:
+        state[HOMES + m] = role
+    return role
+
+
+@njit
+def is_homesick(machine_row: FloatArray, home: int) -> bool:
+    """Whether the foreign work of a mixed machine is done."""
+    if home == PROMPT:
+        return bool(decodes_of(machine_row) == 0.0)
+    return bool(home == TOKEN and machine_row[PENDING_PROMPTS] == 0.0)
 
 
 @njit
@@ -45,37 +68,34 @@ def go_home(
 ) -> None:
     """Send mixed machines home whose foreign work is done, as far as both pools keep a machine.
 
-    A machine's home is the role it had before it became mixed; one that began as mixed is at home. The two
-    machines that have just been chosen stay: one that goes home may have to wait for caches to be sent, or
-    for a restart.
+    The two machines that have just been chosen stay: one that goes home may have to wait for caches to be sent,
+    or for a restart.
     """
     prompt_capable = 0
     token_capable = 0
     for m in range(len(machines)):
-        role = role_of(machines[m])
-        if role != MIXED:
-            state[HOMES + m] = role
         if machines[m, DOWN_FLAG] == 0.0:
+            role = role_of(machines[m])
             prompt_capable += role != TOKEN
             token_capable += role != PROMPT
     for m in range(len(machines)):
         home = int(state[HOMES + m])
         chosen = m in (prompt_machine, token_machine)
-        if chosen or role_of(machines[m]) != MIXED or home == MIXED or not role_mask[m, home]:
+        if chosen or role_of(machines[m]) != MIXED or not is_homesick(machines[m], home) or not role_mask[m, home]:
             continue
-        if home == PROMPT:
-            if machines[m, DECODES] + machines[m, COMING] == 0.0 and token_capable > 1:
-                roles_out[m] = PROMPT
-                token_capable -= 1
-        elif machines[m, PENDING_PROMPTS] == 0.0 and prompt_capable > 1:
+        if home == PROMPT and token_capable > 1:
+            roles_out[m] = PROMPT
+            token_capable -= 1
+        elif home == TOKEN and prompt_capable > 1:
             roles_out[m] = TOKEN
             prompt_capable -= 1
 
 
 @njit
-def prompts_overloaded(machine_row: FloatArray, tokens: float, threshold_tokens: float) -> bool:
+def prompts_overloaded(machine_row: FloatArray, request: FloatArray, threshold_tokens: float) -> bool:
     """Whether a machine's queue is not empty and this prompt would take it beyond the threshold."""
-    return bool(machine_row[WAITING] > 0.0 and machine_row[PENDING_TOKENS] + tokens > threshold_tokens)
+    tokens = machine_row[PENDING_TOKENS] + request[PROMPT_TOKENS]
+    return bool(machine_row[WAITING] > 0.0 and tokens > threshold_tokens)
 
 
 @njit
@@ -89,82 +109,107 @@ def tokens_overloaded(machine_row: FloatArray, request: FloatArray, tbt_slowdown
 
 @njit
 def splitwise(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """``params``: prompt_threshold_tokens, tbt_slowdown (infinite in the published scheduler)."""
+    by_load = ranking(state, len(machines), BY_LOAD)
+    by_booked = ranking(state, len(machines), BY_BOOKED)
+    homesick = ranking(state, len(machines), HOMESICK)
+    for m in changed:
+        row = machines[m]
+        role = learn_home(row, m, state)
+        rank(by_load, m, pending_tokens_of(row) if role == PROMPT and prompt_mask[m] else np.inf)
+        rank(by_booked, m, row[BOOKED_KV] if role == TOKEN and token_mask[m] else np.inf)
+        rank(homesick, m, 0.0 if role == MIXED and is_homesick(row, int(state[HOMES + m])) else np.inf)
     prompt_machine = token_machine = -1
     if kind != TICK:
-        prompt_machine, token_machine = find_machines(
-            machines, request, prompt_mask, token_mask, role_mask, params[0], params[1]
-        )
+        prompt_machine, token_machine = best(by_load), best(by_booked)
+        enough_prompt = prompt_machine >= 0 and not prompts_overloaded(machines[prompt_machine], request, params[0])
+        enough_token = token_machine >= 0 and not tokens_overloaded(machines[token_machine], request, params[1])
+        if not (enough_prompt and enough_token):
+            prompt_machine, token_machine = look_further(
+                machines, request, prompt_mask, token_mask, role_mask, params,
+                prompt_machine, token_machine, enough_prompt, enough_token,
+            )  # fmt: skip
         if prompt_machine >= 0 and not prompt_mask[prompt_machine]:
             roles_out[prompt_machine] = MIXED
         if token_machine >= 0 and not token_mask[token_machine]:
             roles_out[token_machine] = MIXED
-    go_home(machines, role_mask, state, roles_out, prompt_machine, token_machine)
+    if best(homesick) >= 0:
+        go_home(machines, role_mask, state, roles_out, prompt_machine, token_machine)
     return prompt_machine, token_machine
 
 
 @njit
-def find_machines(
+def look_further(
     machines: FloatArray,
     request: FloatArray,
     prompt_mask: BoolArray,
     token_mask: BoolArray,
     role_mask: BoolArray,
-    threshold_tokens: float,
-    tbt_slowdown: float,
+    params: FloatArray,
+    own_prompt: int,
+    own_token: int,
+    enough_prompt: bool,
+    enough_token: bool,
 ) -> tuple[int, int]:
-    """The prompt machine and the token machine; one that its mask leaves out has to become mixed.
+    """The prompt machine and the token machine where the best of a pool is not enough.
 
-    Both searches come before either pool is robbed. A machine is robbed only if it may become mixed; where
-    that is not permitted, the best machine of the own pool must do. If nothing is found at all, the machine
-    with fewest pending tokens that does, or may do, both phases does both.
+    One that its mask leaves out has to become mixed. Both searches come before either pool is robbed. A machine is
+    robbed only if it may become mixed; where that is not permitted, the best machine of the own pool must do. If
+    nothing is found at all, the machine with fewest pending tokens that does, or may do, both phases does both.
     """
-    tokens = request[PROMPT_TOKENS]
-    count = len(machines)
-    at_prompt = mask_of_role(machines, PROMPT, prompt_mask)
-    at_token = mask_of_role(machines, TOKEN, token_mask)
-    mixed = mask_of_role(machines, MIXED, prompt_mask & token_mask)
-    may_join = np.zeros(count, np.bool_)
-    for m in range(count):
-        fits = machines[m, KV_CAPACITY] > tokens
-        may_join[m] = role_mask[m, MIXED] and machines[m, READY_FLAG] > 0.0 and fits
-    load = pending_tokens(machines)
-    booked = machines[:, BOOKED_KV]
-
-    own_prompt = least(load, at_prompt)
-    own_token = least(booked, at_token)
-    prompt_machine = own_prompt
-    if prompt_machine < 0 or prompts_overloaded(machines[prompt_machine], tokens, threshold_tokens):
-        prompt_machine = least(load, mixed)
-        if prompt_machine >= 0 and prompts_overloaded(machines[prompt_machine], tokens, threshold_tokens):
-            prompt_machine = -1
-    token_machine = own_token
-    if token_machine < 0 or tokens_overloaded(machines[token_machine], request, tbt_slowdown):
-        token_machine = least(booked, mixed)
-        if token_machine >= 0 and tokens_overloaded(machines[token_machine], request, tbt_slowdown):
-            token_machine = -1
-
-    if prompt_machine < 0:
-        prompt_machine = least(load, at_token & may_join)
-    if token_machine < 0:
-        token_machine = least(booked, at_prompt & may_join)
+    by_load, by_booked = mixed_or_joining(machines, request, prompt_mask, token_mask, role_mask)
+    prompt_machine, token_machine = own_prompt, own_token
+    if not enough_prompt:
+        prompt_machine = by_load[MIXED]
+        if prompt_machine < 0 or prompts_overloaded(machines[prompt_machine], request, params[0]):
+            prompt_machine = by_load[TOKEN]
+    if not enough_token:
+        token_machine = by_booked[MIXED]
+        if token_machine < 0 or tokens_overloaded(machines[token_machine], request, params[1]):
+            token_machine = by_booked[PROMPT]
     # A pool that could be robbed but for its masks is another matter than one that has been robbed of all.
-    if (prompt_machine < 0 and not at_token.any()) or (token_machine < 0 and not at_prompt.any()):
-        one = least(load, mixed | ((at_prompt | at_token) & may_join))
-        if one >= 0:
-            return one, one
+    a_pool_is_empty = (prompt_machine < 0 and own_token < 0) or (token_machine < 0 and own_prompt < 0)
+    if a_pool_is_empty and by_load[ANY] >= 0:
+        return by_load[ANY], by_load[ANY]
     if prompt_machine < 0:
-        prompt_machine = own_prompt if own_prompt >= 0 else least(load, prompt_mask)
+        prompt_machine = own_prompt if own_prompt >= 0 else least(pending_tokens_of(machines.T), prompt_mask)
     if token_machine < 0:
-        token_machine = own_token if own_token >= 0 else least(booked, token_mask)
+        token_machine = own_token if own_token >= 0 else least(machines[:, BOOKED_KV], token_mask)
     return prompt_machine, token_machine
 
 
 @njit
+def mixed_or_joining(
+    machines: FloatArray, request: FloatArray, prompt_mask: BoolArray, token_mask: BoolArray, role_mask: BoolArray
+) -> tuple[IntArray, IntArray]:
+    """(4,) of each role, and of ANY, the machine with fewest pending tokens; (4,) the one with least booked memory.
+
+    Those of the two pools count only if they may become mixed; -1 stands for none.
+    """
+    by_load, by_booked = np.full(4, -1), np.full(4, -1)
+    for m in range(len(machines)):
+        row = machines[m]
+        role = role_of(row)
+        if (role != TOKEN and not prompt_mask[m]) or (role != PROMPT and not token_mask[m]):
+            continue
+        fits = row[KV_CAPACITY] > request[PROMPT_TOKENS]
+        if role != MIXED and not (role_mask[m, MIXED] and row[READY_FLAG] > 0.0 and fits):
+            continue
+        for group in (role, ANY):
+            one = by_load[group]
+            if one < 0 or pending_tokens_of(row) < pending_tokens_of(machines[one]):
+                by_load[group] = m
+            one = by_booked[group]
+            if one < 0 or row[BOOKED_KV] < machines[one, BOOKED_KV]:
+                by_booked[group] = m
+    return by_load, by_booked
+
+
+@njit
 def mixed_pool(  # type: ignore[no-untyped-def]
-    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, params, state, roles_out
+    kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
     """``params``: prompt_threshold_tokens, kv_share, max_decodes.
 
@@ -172,6 +217,8 @@ def mixed_pool(  # type: ignore[no-untyped-def]
     of the other pool joins the mixed pool. At half of the thresholds mixed machines are sent home, even with
     work to finish.
     """
+    for m in changed:
+        learn_home(machines[m], m, state)
     if kind != TICK:
         return -1, -1
     go_home(machines, role_mask, state, roles_out, -1, -1)
@@ -185,8 +232,8 @@ def mixed_pool(  # type: ignore[no-untyped-def]
         if machines[m, DOWN_FLAG] == 0.0:
             prompt_capable += role != TOKEN
             token_capable += role != PROMPT
-    load = pending_tokens(machines)
-    decodes = machines[:, DECODES] + machines[:, COMING]
+    load = pending_tokens_of(machines.T)
+    decodes = decodes_of(machines.T)
     at_prompt = mask_of_role(machines, PROMPT, staying)
     at_token = mask_of_role(machines, TOKEN, staying)
     mixed = mask_of_role(machines, MIXED, staying)

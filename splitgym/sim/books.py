@@ -43,8 +43,9 @@ BoolArray = npt.NDArray[np.bool_]
     TOKEN_WEIGHT,
     TOKEN_WEIGHTED,
     COMING_CONTEXT,
-) = range(19)
-NUM_COLUMNS = 19
+    LAW,  # the first machine with the same latency law
+) = range(20)
+NUM_COLUMNS = 20
 
 # Columns of a machine's fixed facts.
 KV_CAPACITY, PROMPT_RATE, DECODE_ITERATION_S, LINK_BYTES_PER_S = range(4)
@@ -63,13 +64,10 @@ class BookArrays(NamedTuple):
     facts: FloatArray  # (num_machines, 4)
     laws: FloatArray  # (num_machines, LAW_SIZE)
     baseline_law: FloatArray  # (LAW_SIZE,)
-    law_of: IntArray  # (num_machines,) the first machine with the same law
     costs: FloatArray  # KV bytes per token, transfer overhead, switching time, least KV capacity of a machine
     arrived: FloatArray  # (2, 3): this window, the one before x requests, prompt tokens, output tokens
     window: IntArray  # (1,) which window this is
-    masked: (
-        IntArray  # (2,) which masks are there (`renew_masks`), -1 where that is not known; what fits in some machine
-    )
+    masked: IntArray  # (3,) which masks are there (`renew_masks`), -1 if unknown; what fits somewhere; times filled
     machines: FloatArray  # from here on as in ClusterView
     request: FloatArray
     cluster: FloatArray
@@ -87,6 +85,8 @@ class Books:
         self.rows: FloatArray = np.zeros((count, NUM_COLUMNS))
         self.rows[:, ROLE] = [machine.role for machine in machines]
         self.laws = cluster.laws
+        first_with: dict[bytes, int] = {}
+        self.rows[:, LAW] = [first_with.setdefault(law.tobytes(), m) for m, law in enumerate(self.laws)]
         self.facts: FloatArray = np.array(
             [
                 [
@@ -103,7 +103,6 @@ class Books:
             facts=self.facts,
             laws=self.laws,
             baseline_law=cluster.baseline.law.packed(),
-            law_of=np.array([np.flatnonzero((self.laws == law).all(axis=1))[0] for law in self.laws]),
             costs=np.array(
                 [
                     cluster.model.kv_bytes_per_token,
@@ -114,7 +113,7 @@ class Books:
             ),
             arrived=np.zeros((2, 3)),
             window=np.zeros(1, np.int64),
-            masked=np.full(2, -1, np.int64),
+            masked=np.array([-1, -1, 0]),
             machines=np.zeros((count, NUM_MACHINE_FEATURES)),
             request=np.zeros(NUM_REQUEST_FEATURES),
             cluster=np.zeros(NUM_CLUSTER_FEATURES),
@@ -250,8 +249,8 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
         if is_tick:
             out[21:25] = 0.0
         else:
-            law = laws[m]
-            twin = books.law_of[m]
+            twin = int(row[LAW])
+            law = laws[twin]
             if twin == m:
                 out[21] = iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
             else:
@@ -289,6 +288,7 @@ def renew_masks(prompt_tokens: int, books: BookArrays) -> None:
                 most = max(most, int(capacity[m]))
         books.masked[0] = key
         books.masked[1] = most if books.prompt_mask.any() else -1
+        books.masked[2] += 1
 
 
 @lean_njit
@@ -348,5 +348,5 @@ def potential(time_s: float, rows: FloatArray, laws: FloatArray) -> float:
         joined = int(row[DECODES] + row[COMING])
         if joined > 0:
             context = int(row[CONTEXT] + row[COMING_CONTEXT])
-            total += max(row[TOKEN_WEIGHTED], 0.0) * iteration_s(laws[m], 0, 0, 0, 0, joined, context)
+            total += max(row[TOKEN_WEIGHTED], 0.0) * iteration_s(laws[int(row[LAW])], 0, 0, 0, 0, joined, context)
     return total

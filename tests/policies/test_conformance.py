@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splitgym.errors import SplitgymError
 from splitgym.features import MACHINE_COLUMN, MACHINE_FEATURES, NUM_CLUSTER_FEATURES
 from splitgym.policies import BUILTINS, CompiledPolicy
 from splitgym.sim.cluster import Scenario
@@ -82,6 +83,12 @@ def test_every_decision_is_permitted(name, sequence):
         assert not closed & {decision.prompt_machine, decision.token_machine}
     after = (seen.machines, seen.request, seen.cluster, seen.prompt_mask, seen.token_mask)
     assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True)), "the view is not the policy's"
+
+
+def test_a_view_of_another_cluster_is_refused():
+    policy = CompiledPolicy(BUILTINS["splitwise"])
+    with pytest.raises(SplitgymError, match=r"the view has 4 machines; reset\(\) was given a cluster of 0"):
+        policy.decide(view("pptt"))
 
 
 @pytest.mark.parametrize("name", NAMES)

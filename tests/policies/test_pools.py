@@ -60,11 +60,11 @@ def test_threshold_does_not_rob_a_pool_that_barely_keeps_up(make):
 
 def test_threshold_comes_to_the_aid_of_the_pool_under_more_pressure(make):
     both = view("ppttt", kind=TICK, pending_prompt_s=[9, 9, 0, 0, 0], decodes=[0, 0, 60, 60, 60])
-    assert make("threshold").decide(both).role_changes == ((2, PROMPT),)
+    assert make("threshold", "ppttt").decide(both).role_changes == ((2, PROMPT),)
 
 
 def test_threshold_leaves_the_last_machine(make):
-    assert make("threshold").decide(view("pt", kind=TICK, pending_prompt_s=[9, 0])) == Decision()
+    assert make("threshold", "pt").decide(view("pt", kind=TICK, pending_prompt_s=[9, 0])) == Decision()
 
 
 def test_proportional_goes_towards_the_rates(make):

@@ -75,7 +75,7 @@ def test_where_no_role_may_change_the_own_pool_must_do(make):
 
 
 def test_if_nothing_is_found_the_least_loaded_does_both(make):
-    policy = make("splitwise", "pptt")
+    policy = make("splitwise", "ppt")
     everywhere = view(
         "pmm", pending_prompt_tokens=[8000, 9000, 7700], pending_prompts=[3, 3, 3], waiting_requests=[1, 1, 1],
         decodes=[0, 2, 2], booked_kv_tokens=[0, FULL, FULL],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from splitgym.jit import lean_njit
-from splitgym.sim.clock import MACHINE_START
 from splitgym.sim.compiled.state import Records, State
 
 
@@ -81,13 +80,11 @@ def plan(s: State, time_s: float, kind: int, machine: int, request: int) -> None
 
 
 @lean_njit
-def note_change(s: State, m: int) -> None:
-    """The books' row of a machine changes: its features are to be written anew for the next view."""
-    if not s.changes[m].is_listed:
-        run = s.run[0]
-        s.changes[m].is_listed = True
-        s.changes[run.changes].machine = m
-        run.changes += 1
+def plan_start(s: State, m: int) -> None:
+    """A machine is to form a batch, in the order of machines, when everything else of this instant has happened."""
+    run = s.run[0]
+    push(s.starts, run.starts, run.now_s, m)
+    run.starts += 1
 
 
 @lean_njit
@@ -96,4 +93,4 @@ def make_runnable(s: State, m: int) -> None:
     machine = s.machines[m]
     if machine.is_idle:
         machine.is_idle = False
-        plan(s, s.run[0].now_s, MACHINE_START, m, 0)
+        plan_start(s, m)

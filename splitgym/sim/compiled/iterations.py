@@ -5,7 +5,7 @@ from __future__ import annotations
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
 from splitgym.sim import books as b
-from splitgym.sim.clock import ITERATION_END, MACHINE_START
+from splitgym.sim.clock import ITERATION_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import (
     FORCED,
@@ -16,8 +16,9 @@ from splitgym.sim.compiled.decoding import (
     serve_some,
     whole_tokens,
 )
-from splitgym.sim.compiled.events import note_change, plan
+from splitgym.sim.compiled.events import plan, plan_start
 from splitgym.sim.compiled.memory import admits, free, join, receive, send, wait_for_room
+from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.totals import count_finish, count_first_token
 from splitgym.sim.rows import COMPLETED
@@ -165,7 +166,7 @@ def start_iteration(s: State, m: int) -> float:
         row[b.KV_HELD] += prompt_tokens + count
     context = machine.context_tokens if machine.batch_serves_all else served_context(s, m)
     decodes = machine.batch_decodes
-    duration_s = iteration_s(s.laws[m], prompt_tokens, count, attention, 0, decodes, context)
+    duration_s = iteration_s(s.laws[int(row[b.LAW])], prompt_tokens, count, attention, 0, decodes, context)
     machine.is_busy = True
     machine.batch_start_s = run.now_s
     machine.most_batch_tokens = max(machine.most_batch_tokens, prompt_tokens + decodes if count > 0 else 0)
@@ -209,7 +210,7 @@ def end_iteration(s: State, m: int) -> None:
         if row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
             row[b.PENDING_S] = row[b.PROMPT_WEIGHT] = row[b.PROMPT_WEIGHTED_S] = 0.0
     lg.log_stretch(s, lg.ITERATION, m, -1, machine.batch_start_s, count, machine.batch_decodes)
-    plan(s, s.run[0].now_s, MACHINE_START, m, 0)
+    plan_start(s, m)
 
 
 @lean_njit

@@ -25,11 +25,18 @@ SIGNATURE = types.UniTuple(types.int64, 2)(  # type: ignore[no-untyped-call]
     _FLAGS,
     _FLAGS,
     types.boolean[:, ::1],
+    types.int64[::1],
     _VECTOR,
     _VECTOR,
     types.int64[::1],
 )
 """Of the kernels in `splitgym.policies.kernels`."""
+
+
+NOTES_SEEN, MASKS_SEEN = range(2)
+"""The first places of a kernel's memory are the engine's: the notes that there were when it was last asked
+(`splitgym.sim.compiled.notes`), and how often the masks had been filled. With 0 notes seen it is told of all machines.
+"""
 
 
 class Kernel(NamedTuple):

@@ -12,10 +12,11 @@ from splitgym.sim.books import BookArrays, count_arrival_rate, fill_counts, fill
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, MACHINE_START, TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
-from splitgym.sim.compiled.events import key_kind, key_machine, key_request, make_runnable, note_change, pop
+from splitgym.sim.compiled.events import key_kind, key_machine, key_request, make_runnable, pop
 from splitgym.sim.compiled.iterations import end_iteration, need_here, start_machine
-from splitgym.sim.compiled.kernel import Kernel, function_at
+from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN, Kernel, function_at
 from splitgym.sim.compiled.memory import end_transfer
+from splitgym.sim.compiled.notes import changed_since, note_change
 from splitgym.sim.compiled.roles import change_role, end_switch, settle
 from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
 from splitgym.sim.compiled.totals import count_arrival
@@ -34,6 +35,8 @@ OVER, DUE, LOG_IS_FULL, INVALID = range(4)
 def next_event_s(s: State) -> float:
     """When the next event happens."""
     run = s.run[0]
+    if run.starts > 0:
+        return run.now_s  # type: ignore[no-any-return]
     first_s = s.events[0].time_s if run.events > 0 else NEVER_S
     return min(first_s, run.next_arrival_s, run.next_tick_s)  # type: ignore[no-any-return]
 
@@ -43,7 +46,9 @@ def step(s: State, desk: BookArrays) -> None:
     """One event."""
     run = s.run[0]
     time_s, kind = NEVER_S, MACHINE_START + 1
-    if run.events > 0:
+    if run.starts > 0:
+        time_s, kind = run.now_s, MACHINE_START
+    if run.events > 0 and s.events[0].time_s <= time_s:
         time_s, kind = s.events[0].time_s, key_kind(s.events[0].key)
     if run.next_arrival_s < time_s or (run.next_arrival_s == time_s and kind > ARRIVAL):
         time_s, kind = run.next_arrival_s, ARRIVAL
@@ -54,14 +59,17 @@ def step(s: State, desk: BookArrays) -> None:
         arrive(s, desk)
     elif kind == CONTROL_TICK:
         tick(s)
+    elif kind == MACHINE_START:
+        m = s.starts[0].key
+        pop(s.starts, run.starts)
+        run.starts -= 1
+        start_machine(s, m)
     else:
         key = s.events[0].key
         pop(s.events, run.events)
         run.events -= 1
         if kind == ITERATION_END:
             end_iteration(s, key_machine(key))
-        elif kind == MACHINE_START:
-            start_machine(s, key_machine(key))
         elif kind == TRANSFER_END:
             end_transfer(s, key_request(key))
         else:
@@ -141,11 +149,10 @@ def show(s: State, desk: BookArrays, with_times: bool) -> None:
         prompt_tokens, predicted = request.prompt_tokens, request.predicted
     is_tick = run.pending == TICK
     renew_masks(prompt_tokens, desk)
-    for i in range(run.changes):
-        m = s.changes[i].machine
-        s.changes[m].is_listed = False
-        fill_counts(m, desk)
-    run.changes = 0
+    first, end = changed_since(s, run.shown)
+    for i in range(first, end):
+        fill_counts(s.notes[i], desk)
+    run.shown = run.noted
     fill_request(is_tick, run.now_s, prompt_tokens, predicted, desk)
     if with_times:
         fill_times(is_tick, run.now_s, prompt_tokens, desk)
@@ -179,7 +186,7 @@ def assign(s: State, prompt: int, token: int) -> None:
         fail(s, r)
         return
     prompt_tokens, predicted, weight = request.prompt_tokens, request.predicted, request.prompt_weight
-    work_s = iteration_s(s.laws[prompt], prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
+    work_s = iteration_s(s.laws[int(s.books[prompt, b.LAW])], prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
     request.prompt_work_s = work_s
     note_change(s, prompt)
     note_change(s, token)
@@ -226,10 +233,10 @@ def change(s: State, desk: BookArrays, m: int, role: int) -> bool:
 def carry_out(s: State, desk: BookArrays, prompt: int, token: int, new_roles: IntArray) -> bool:
     """Change roles and assign; ``False``, and the changes still to make in ``new_roles``, where it is not permitted."""
     count = len(s.machines)
-    largest = -1
+    together = -1
     for m in range(count):
-        largest = max(largest, new_roles[m])
-    if largest >= 0:
+        together &= new_roles[m]
+    if together >= 0:  # one of them, at least, is no -1
         for m in range(count):
             if new_roles[m] >= 0:
                 if not change(s, desk, m, new_roles[m]):
@@ -245,9 +252,14 @@ def carry_out(s: State, desk: BookArrays, prompt: int, token: int, new_roles: In
 
 @lean_njit
 def ask(s: State, desk: BookArrays, kernel: Kernel, role_mask: BoolArray, new_roles: IntArray) -> tuple[int, int]:
-    """What a heuristic decides now: the machines, and role changes in ``new_roles``."""
-    run = s.run[0]
+    """What a heuristic decides now: the machines, and role changes in ``new_roles``.
+
+    It is told which machines have changed since it was last asked, by what its memory says of that.
+    """
+    run, memory = s.run[0], kernel.state
     show(s, desk, kernel.reads_times)
+    first, end = changed_since(s, int(memory[NOTES_SEEN]) if memory[MASKS_SEEN] == desk.masked[2] else 0)
+    memory[NOTES_SEEN], memory[MASKS_SEEN] = run.noted, desk.masked[2]
     prompt, token = function_at(kernel.address)(
         run.pending,
         run.now_s,
@@ -257,6 +269,7 @@ def ask(s: State, desk: BookArrays, kernel: Kernel, role_mask: BoolArray, new_ro
         desk.prompt_mask,
         desk.token_mask,
         role_mask,
+        s.notes[first:end],
         kernel.params,
         kernel.state,
         new_roles,

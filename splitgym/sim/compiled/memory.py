@@ -7,7 +7,8 @@ from splitgym.sim import books as b
 from splitgym.sim.clock import TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
-from splitgym.sim.compiled.events import make_runnable, note_change, plan
+from splitgym.sim.compiled.events import make_runnable, plan
+from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, READY
 

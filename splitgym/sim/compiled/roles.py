@@ -6,8 +6,9 @@ from splitgym.jit import lean_njit
 from splitgym.sim import books as b
 from splitgym.sim.clock import ROLE_READY
 from splitgym.sim.compiled import log as lg
-from splitgym.sim.compiled.events import note_change, plan
+from splitgym.sim.compiled.events import plan
 from splitgym.sim.compiled.memory import lost_work_is_done, offer_room
+from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, MIXED, PROMPT, READY, SWITCHING, TOKEN
 

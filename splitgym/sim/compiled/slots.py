@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from splitgym.jit import njit
 from splitgym.sim.books import BookArrays
-from splitgym.sim.compiled.state import CHANGE, LINE, MACHINE, REQUEST, RUN, TIMED, State
+from splitgym.sim.compiled.state import LINE, MACHINE, REQUEST, RUN, TIMED, State
 
 IntArray = npt.NDArray[np.int64]
 
@@ -53,12 +53,13 @@ def state_at(a: IntArray) -> State:
         books=carray(_pointer(a[2, 0]), (a[2, 1], a[2, 2]), _FLOAT),
         laws=carray(_pointer(a[3, 0]), (a[3, 1], a[3, 2]), _FLOAT),
         masked=carray(_pointer(a[4, 0]), (a[4, 1],), _INT),
-        changes=carray(_pointer(a[5, 0]), (a[5, 1],), CHANGE),
+        notes=carray(_pointer(a[5, 0]), (a[5, 1],), _INT),
         run=carray(_pointer(a[6, 0]), (a[6, 1],), RUN),
         events=carray(_pointer(a[7, 0]), (a[7, 1],), TIMED),
-        deadlines=carray(_pointer(a[8, 0]), (a[8, 1],), TIMED),
-        blocked=carray(_pointer(a[9, 0]), (a[9, 1], a[9, 2]), _BOOL),
-        log=carray(_pointer(a[10, 0]), (a[10, 1],), LINE),
+        starts=carray(_pointer(a[8, 0]), (a[8, 1],), TIMED),
+        deadlines=carray(_pointer(a[9, 0]), (a[9, 1],), TIMED),
+        blocked=carray(_pointer(a[10, 0]), (a[10, 1], a[10, 2]), _BOOL),
+        log=carray(_pointer(a[11, 0]), (a[11, 1],), LINE),
     )
 
 
@@ -66,11 +67,10 @@ def state_at(a: IntArray) -> State:
 def desk_at(a: IntArray) -> BookArrays:
     """The books whose `addresses` are the rows of ``a`` after those of a state."""
     return BookArrays(
-        rows=carray(_pointer(a[11, 0]), (a[11, 1], a[11, 2]), _FLOAT),
-        facts=carray(_pointer(a[12, 0]), (a[12, 1], a[12, 2]), _FLOAT),
-        laws=carray(_pointer(a[13, 0]), (a[13, 1], a[13, 2]), _FLOAT),
-        baseline_law=carray(_pointer(a[14, 0]), (a[14, 1],), _FLOAT),
-        law_of=carray(_pointer(a[15, 0]), (a[15, 1],), _INT),
+        rows=carray(_pointer(a[12, 0]), (a[12, 1], a[12, 2]), _FLOAT),
+        facts=carray(_pointer(a[13, 0]), (a[13, 1], a[13, 2]), _FLOAT),
+        laws=carray(_pointer(a[14, 0]), (a[14, 1], a[14, 2]), _FLOAT),
+        baseline_law=carray(_pointer(a[15, 0]), (a[15, 1],), _FLOAT),
         costs=carray(_pointer(a[16, 0]), (a[16, 1],), _FLOAT),
         arrived=carray(_pointer(a[17, 0]), (a[17, 1], a[17, 2]), _FLOAT),
         window=carray(_pointer(a[18, 0]), (a[18, 1],), _INT),

@@ -61,6 +61,7 @@ REQUEST = np.dtype(
 
 MACHINE = np.dtype(
     [
+        ("noted", "i8"),  # the number of its latest note (`notes`)
         ("kv_capacity_tokens", "i8"),
         ("link_bytes_per_s", "f8"),
         ("prompt_power_w", "f8"),  # above idle
@@ -135,8 +136,12 @@ RUN = np.dtype(
         ("first_draining", "i8"),
         ("last_draining", "i8"),
         ("events", "i8"),
+        ("starts", "i8"),
         ("deadlines", "i8"),
-        ("changes", "i8"),
+        ("noted", "i8"),  # the number of the next note (`notes`)
+        ("first_noted", "i8"),  # of the first that is still there
+        ("read", "i8"),  # where the latest reader stopped
+        ("shown", "i8"),  # where the view did
         ("log_lines", "i8"),
         # Running totals (`totals`):
         ("time_s", "f8"),
@@ -170,8 +175,8 @@ LINE = np.dtype(
     align=True,
 )
 
-CHANGE = np.dtype([("machine", "i8"), ("is_listed", "?")], align=True)
-"""The list of machines whose features are not those of the view, and for each machine whether it is in the list."""
+NOTES = 8
+"""Room for notes, per machine."""
 
 LOG_CHUNK = 4096
 """The log is emptied when it holds more lines than this."""
@@ -184,10 +189,11 @@ class State(NamedTuple):
     machines: Records  # (num_machines,) MACHINE
     books: FloatArray  # (num_machines, NUM_COLUMNS), the rows of `Books`
     laws: FloatArray  # (num_machines, LAW_SIZE)
-    masked: IntArray  # (1,) as in `BookArrays`
-    changes: Records  # (num_machines,) CHANGE
+    masked: IntArray  # (3,) as in `BookArrays`
+    notes: IntArray  # ((1 + NOTES) · num_machines,) all machines, then those that have changed (`notes`)
     run: Records  # (1,) RUN
     events: Records  # TIMED, a heap: iterations, transfers and role changes to come
+    starts: Records  # TIMED, a heap: machines that form a batch once everything else of this instant has happened
     deadlines: Records  # TIMED, a heap
     blocked: BoolArray  # (num_machines, num_machines): [d, m] where the next prompt of m waits for room at d
     log: Records  # LINE, nothing where the run is not recorded
@@ -216,10 +222,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool) -> State:
     run["ticks"] = 1
     run["pending"] = NO_DECISION
     run["pending_request"] = run["first_draining"] = run["last_draining"] = -1
-    run["changes"] = num_machines
-    changes = _blank(num_machines, CHANGE)
-    changes["machine"] = np.arange(num_machines)
-    changes["is_listed"] = True
+    run["noted"] = run["first_noted"] = run["read"] = 1
     first_s = scenario.requests.arrival_s[0] if count else NEVER_S
     run["arrivals_over"] = not count or first_s > scenario.horizon_s
     run["next_arrival_s"] = NEVER_S if run["arrivals_over"][0] else first_s
@@ -229,9 +232,10 @@ def new_state(scenario: Scenario, books: Books, *, record: bool) -> State:
         books=books.rows,
         laws=books.laws,
         masked=books.arrays.masked,
-        changes=changes,
+        notes=np.arange((1 + NOTES) * num_machines),
         run=run,
-        events=np.zeros(2 * num_machines + count + 1, TIMED),
+        events=np.zeros(num_machines + count + 1, TIMED),
+        starts=np.zeros(num_machines, TIMED),
         deadlines=np.zeros(2 * count + 1, TIMED),
         blocked=np.zeros((num_machines, num_machines if run["is_layerwise"][0] else 0), np.bool_),
         log=np.zeros(LOG_CHUNK + 7 * count + 7 * num_machines + 7 if record else 0, LINE),

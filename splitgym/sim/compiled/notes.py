@@ -1,0 +1,34 @@
+"""Which machines have changed: one list, of which each reader remembers how far it has read.
+
+Notes are numbered from 1. A reader keeps the number that `State.run`'s ``noted`` had when it looked, 0 if it never did.
+"""
+
+from __future__ import annotations
+
+from splitgym.jit import lean_njit
+from splitgym.sim.compiled.state import State
+
+
+@lean_njit
+def note_change(s: State, m: int) -> None:
+    """The books' row of a machine changes, and so do its features. Noted once until somebody reads it."""
+    run, machine = s.run[0], s.machines[m]
+    if machine.noted < run.read:
+        machine.noted = run.noted
+        s.notes[len(s.machines) + run.noted - run.first_noted] = m
+        run.noted += 1
+
+
+@lean_njit
+def changed_since(s: State, noted: int) -> tuple[int, int]:
+    """Where in ``s.notes`` the machines stand that have changed since there were ``noted`` notes: from, and before.
+
+    Some may stand there twice; it is all machines if that is long ago. To be used at once: later notes may be written
+    over them.
+    """
+    run, count = s.run[0], len(s.machines)
+    first, last = count + noted - run.first_noted, count + run.noted - run.first_noted
+    run.read = run.noted
+    if last + count > len(s.notes):  # before the next look there may be a note for each machine
+        run.first_noted = run.noted
+    return (first, last) if first >= count else (0, count)
