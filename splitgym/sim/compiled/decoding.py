@@ -1,13 +1,14 @@
 """The decodes of one machine, as in `splitgym.sim.decoding`, over records.
 
-Ends are kept in a pairing heap and members in a list by arrival, both chained through the requests. Largest gaps are
-kept in groups: a request that becomes steady joins the group of those whose largest gap since then is the same, and a
-gap that is larger than those of some groups makes them one (union-find, `group`).
+Ends are kept in a heap, members in a list by arrival, chained through the requests. Largest gaps are kept in groups: a
+request that becomes steady joins the group of those whose largest gap since then is the same, and a gap that is larger
+than those of some groups makes them one (union-find, `group`).
 """
 
 from __future__ import annotations
 
 from splitgym.jit import lean_njit
+from splitgym.sim.compiled.events import pop, push
 from splitgym.sim.compiled.state import Records, State
 
 LEFT_OUT, SERVED, FORCED = range(3)
@@ -36,8 +37,7 @@ def join_decodes(s: State, m: int, r: int) -> None:
     link(s, m, before, r)
     link(s, m, r, after)
     make_fresh(s, m, r)
-    request.child = request.sibling = -1
-    machine.next_end = meld(s.requests, machine.next_end, r)
+    add_end(s, m, r)
 
 
 @lean_njit
@@ -90,9 +90,10 @@ def serve_all(s: State, m: int, end_s: float) -> int:
             r = s.requests[r].after
         machine.has_left_out = False
     first = last = -1
-    while machine.next_end >= 0 and s.requests[machine.next_end].ends_at == machine.decode_clock:
-        r = machine.next_end
-        machine.next_end = without_first(s.requests, r)
+    while machine.ends > 0 and s.ends[machine.first_end].time_s == machine.decode_clock:
+        r = s.ends[machine.first_end].key
+        pop(s.ends[machine.first_end :], machine.ends)
+        machine.ends -= 1
         leave(s, m, r)
         request = s.requests[r]
         request.tbt_max_s = largest_gap_s(s.requests, r)
@@ -112,8 +113,8 @@ def serve_some(s: State, m: int, end_s: float) -> int:
     """One token for those not marked LEFT_OUT; the others are passed over. Returns as `serve_all` does."""
     machine = s.machines[m]
     machine.context_tokens += machine.batch_decodes
-    machine.fresh_first = machine.next_end = -1
-    machine.fresh = 0
+    machine.fresh_first = -1
+    machine.fresh = machine.ends = 0
     first = last = -1
     r = machine.oldest
     while r >= 0:
@@ -141,8 +142,7 @@ def serve_some(s: State, m: int, end_s: float) -> int:
             last = r
         else:
             make_fresh(s, m, r)
-            request.child = request.sibling = -1
-            machine.next_end = meld(s.requests, machine.next_end, r)
+            add_end(s, m, r)
         r = after
     machine.least_gap = machine.newly_steady = -1
     machine.has_left_out = True
@@ -200,39 +200,26 @@ def largest_gap_s(requests: Records, r: int) -> float:
 
 
 @lean_njit
-def meld(requests: Records, a: int, b: int) -> int:
-    """The root of two pairing heaps, by (end, request), made one; -1 is an empty heap."""
-    if a < 0:
-        return b
-    if b < 0:
-        return a
-    a_ends, b_ends = requests[a].ends_at, requests[b].ends_at
-    if b_ends < a_ends or (b_ends == a_ends and b < a):
-        a, b = b, a
-    requests[b].sibling = requests[a].child
-    requests[a].child = b
-    return a
+def add_end(s: State, m: int, r: int) -> None:
+    """Put a request's end into its machine's heap."""
+    machine = s.machines[m]
+    if machine.ends == machine.ends_room:
+        make_room(s, m)
+    push(s.ends[machine.first_end :], machine.ends, s.requests[r].ends_at, r)
+    machine.ends += 1
 
 
 @lean_njit
-def without_first(requests: Records, root: int) -> int:
-    """The root of a pairing heap whose ``root`` is taken away."""
-    pairs = -1
-    child = requests[root].child
-    while child >= 0:
-        other = requests[child].sibling
-        following = requests[other].sibling if other >= 0 else -1
-        requests[child].sibling = -1
-        if other >= 0:
-            requests[other].sibling = -1
-        pair = meld(requests, child, other)
-        requests[pair].sibling = pairs
-        pairs = pair
-        child = following
-    first = -1
-    while pairs >= 0:
-        following = requests[pairs].sibling
-        requests[pairs].sibling = -1
-        first = meld(requests, first, pairs)
-        pairs = following
-    return first
+def make_room(s: State, m: int) -> None:
+    """Move a machine's heap to a stretch of twice the length.
+
+    A request decodes on one machine only, so all stretches together are at most 4 x the requests + 16 x the machines.
+    """
+    run, machine = s.run[0], s.machines[m]
+    first = run.ends_given
+    for k in range(machine.ends):
+        s.ends[first + k].time_s = s.ends[machine.first_end + k].time_s
+        s.ends[first + k].key = s.ends[machine.first_end + k].key
+    machine.first_end = first
+    machine.ends_room = max(2 * machine.ends_room, 8)
+    run.ends_given += machine.ends_room

@@ -58,8 +58,9 @@ def state_at(a: IntArray) -> State:
         events=carray(_pointer(a[7, 0]), (a[7, 1],), TIMED),
         starts=carray(_pointer(a[8, 0]), (a[8, 1],), TIMED),
         deadlines=carray(_pointer(a[9, 0]), (a[9, 1],), TIMED),
-        blocked=carray(_pointer(a[10, 0]), (a[10, 1], a[10, 2]), _BOOL),
-        log=carray(_pointer(a[11, 0]), (a[11, 1],), LINE),
+        ends=carray(_pointer(a[10, 0]), (a[10, 1],), TIMED),
+        blocked=carray(_pointer(a[11, 0]), (a[11, 1], a[11, 2]), _BOOL),
+        log=carray(_pointer(a[12, 0]), (a[12, 1],), LINE),
     )
 
 
@@ -67,18 +68,18 @@ def state_at(a: IntArray) -> State:
 def desk_at(a: IntArray) -> BookArrays:
     """The books whose `addresses` are the rows of ``a`` after those of a state."""
     return BookArrays(
-        rows=carray(_pointer(a[12, 0]), (a[12, 1], a[12, 2]), _FLOAT),
-        facts=carray(_pointer(a[13, 0]), (a[13, 1], a[13, 2]), _FLOAT),
-        laws=carray(_pointer(a[14, 0]), (a[14, 1], a[14, 2]), _FLOAT),
-        baseline_law=carray(_pointer(a[15, 0]), (a[15, 1],), _FLOAT),
-        costs=carray(_pointer(a[16, 0]), (a[16, 1],), _FLOAT),
-        arrived=carray(_pointer(a[17, 0]), (a[17, 1], a[17, 2]), _FLOAT),
-        window=carray(_pointer(a[18, 0]), (a[18, 1],), _INT),
-        masked=carray(_pointer(a[19, 0]), (a[19, 1],), _INT),
-        machines=carray(_pointer(a[20, 0]), (a[20, 1], a[20, 2]), _FLOAT),
-        request=carray(_pointer(a[21, 0]), (a[21, 1],), _FLOAT),
-        cluster=carray(_pointer(a[22, 0]), (a[22, 1],), _FLOAT),
-        prompt_mask=carray(_pointer(a[23, 0]), (a[23, 1],), _BOOL),
-        token_mask=carray(_pointer(a[24, 0]), (a[24, 1],), _BOOL),
-        role_mask=carray(_pointer(a[25, 0]), (a[25, 1], a[25, 2]), _BOOL),
+        rows=carray(_pointer(a[13, 0]), (a[13, 1], a[13, 2]), _FLOAT),
+        facts=carray(_pointer(a[14, 0]), (a[14, 1], a[14, 2]), _FLOAT),
+        laws=carray(_pointer(a[15, 0]), (a[15, 1], a[15, 2]), _FLOAT),
+        baseline_law=carray(_pointer(a[16, 0]), (a[16, 1],), _FLOAT),
+        costs=carray(_pointer(a[17, 0]), (a[17, 1],), _FLOAT),
+        arrived=carray(_pointer(a[18, 0]), (a[18, 1], a[18, 2]), _FLOAT),
+        window=carray(_pointer(a[19, 0]), (a[19, 1],), _INT),
+        masked=carray(_pointer(a[20, 0]), (a[20, 1],), _INT),
+        machines=carray(_pointer(a[21, 0]), (a[21, 1], a[21, 2]), _FLOAT),
+        request=carray(_pointer(a[22, 0]), (a[22, 1],), _FLOAT),
+        cluster=carray(_pointer(a[23, 0]), (a[23, 1],), _FLOAT),
+        prompt_mask=carray(_pointer(a[24, 0]), (a[24, 1],), _BOOL),
+        token_mask=carray(_pointer(a[25, 0]), (a[25, 1],), _BOOL),
+        role_mask=carray(_pointer(a[26, 0]), (a[26, 1], a[26, 2]), _BOOL),
     )

@@ -44,14 +44,12 @@ REQUEST = np.dtype(
         # While it decodes (`decoding`):
         ("before", "i8"),  # in order of arrival
         ("after", "i8"),
-        ("ends_at", "i8"),  # its machine's decode clock when its last token is due, if it is never left out
-        ("child", "i8"),  # in the heap of ends
-        ("sibling", "i8"),
         ("last_token_s", "f8"),  # known where it is fresh
         ("tbt_max_s", "f8"),
         ("group", "i8"),  # towards the root of those with the same largest gap since they became steady
         ("gap_s", "f8"),  # of a root: that gap
         ("below", "i8"),  # of a root: the group with the next larger gap
+        ("ends_at", "i8"),  # its machine's decode clock when its last token is due, if it is never left out
         ("passed_over", "i8"),
         ("served", "i8"),  # in an iteration that leaves some out: LEFT_OUT, SERVED or FORCED
         ("is_fresh", "?"),  # its last token was not at the end of its machine's last common iteration
@@ -97,7 +95,9 @@ MACHINE = np.dtype(
         ("context_tokens", "i8"),
         ("oldest", "i8"),
         ("youngest", "i8"),
-        ("next_end", "i8"),  # root of the heap of ends
+        ("ends", "i8"),  # of them, in its heap: a stretch of `State.ends` from ``first_end``, with room for
+        ("ends_room", "i8"),
+        ("first_end", "i8"),
         ("last_s", "f8"),  # when the last iteration that served everybody ended
         ("fresh_first", "i8"),
         ("fresh", "i8"),
@@ -138,6 +138,7 @@ RUN = np.dtype(
         ("events", "i8"),
         ("starts", "i8"),
         ("deadlines", "i8"),
+        ("ends_given", "i8"),  # to machines, of `State.ends`
         ("noted", "i8"),  # the number of the next note (`notes`)
         ("first_noted", "i8"),  # of the first that is still there
         ("read", "i8"),  # where the latest reader stopped
@@ -195,6 +196,7 @@ class State(NamedTuple):
     events: Records  # TIMED, a heap: iterations, transfers and role changes to come
     starts: Records  # TIMED, a heap: machines that form a batch once everything else of this instant has happened
     deadlines: Records  # TIMED, a heap
+    ends: Records  # TIMED, stretches for the machines' heaps: (decode clock, request) of the ends of token phases
     blocked: BoolArray  # (num_machines, num_machines): [d, m] where the next prompt of m waits for room at d
     log: Records  # LINE, nothing where the run is not recorded
 
@@ -237,6 +239,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool) -> State:
         events=np.zeros(num_machines + count + 1, TIMED),
         starts=np.zeros(num_machines, TIMED),
         deadlines=np.zeros(2 * count + 1, TIMED),
+        ends=np.zeros(4 * count + 16 * num_machines, TIMED),
         blocked=np.zeros((num_machines, num_machines if run["is_layerwise"][0] else 0), np.bool_),
         log=np.zeros(LOG_CHUNK + 7 * count + 7 * num_machines + 7 if record else 0, LINE),
     )
@@ -277,7 +280,7 @@ def _requests(scenario: Scenario) -> Records:
     requests["ttft_allowed_s"] = cluster.slo.ttft[1] * baseline.ttft_s
     requests["token_phase_allowed_s"] = cluster.slo.tbt[1] * (baseline.e2e_s - baseline.ttft_s)
     requests["status"] = IN_FLIGHT
-    for name in ("prompt_machine", "token_machine", "next", "before", "after", "child", "sibling", "group", "below"):
+    for name in ("prompt_machine", "token_machine", "next", "before", "after", "group", "below"):
         requests[name] = -1
     for name in ("prompt_start_s", "first_token_s", "transfer_end_s", "finish_s"):
         requests[name] = np.nan
@@ -293,7 +296,7 @@ def _machines(scenario: Scenario) -> Records:
     machines["decode_power_w"] = [profile.decode_power_w - profile.idle_power_w for profile in profiles]
     machines["is_idle"] = True
     chains = ("queue_first", "queue_last", "inbox_first", "inbox_last", "joining_first", "joining_last", "batch_first")
-    decoding = ("oldest", "youngest", "next_end", "fresh_first", "least_gap", "newly_steady")
+    decoding = ("oldest", "youngest", "fresh_first", "least_gap", "newly_steady")
     for name in (*chains, *decoding, "next_draining"):
         machines[name] = -1
     return machines
