@@ -36,7 +36,7 @@ import numpy.typing as npt
 from splitgym.cards import Card, load_card
 from splitgym.errors import SplitgymError
 from splitgym.folders import check_writable
-from splitgym.jit import is_cold
+from splitgym.machines import parse_machines
 from splitgym.policies import make_policy
 from splitgym.randomness import Streams
 from splitgym.sim.cluster import Scenario
@@ -115,7 +115,8 @@ def offered(card: Card, machines: int, count: int) -> tuple[Requests, str]:
     if TRACE.is_file():
         once, what = read_trace(TRACE), "conv70 of the reference cases"
     else:
-        once = card.workload.draw(Streams(0, "test"), duration_s=TRACE_S, rate_rps=RATE_RPS, offset=0.0)
+        once = card.workload.draw(Streams(0, "test"), num_requests=round(RATE_RPS * TRACE_S), rate_rps=RATE_RPS)
+        once = replace(once, arrival_s=once.arrival_s * (TRACE_S / once.arrival_s[-1]))  # the drawn rate swings
         what = "the card's conversations at 70 requests/s, conv70 being absent"
     times = -(-count // len(once))
     columns = {field.name: np.tile(getattr(once, field.name), times)[:count] for field in fields(once)}
@@ -173,11 +174,9 @@ def loaded(machines: int) -> Figures:
     card, scale = load_card(CARD), USUAL / machines
     times = card.episode.model_dump(include={"warmup_s", "horizon_s", "tick_s"})
     episode = card.episode.model_copy(update={name: scale * time_s for name, time_s in times.items()})
-    return {
-        "card": card.model_copy(update={"episode": episode}),
-        "machines": machine_groups(machines),
-        "rate": card.workload.mean_rate_rps / scale,
-    }
+    cluster = card.cluster.model_copy(update={"machines": parse_machines(machine_groups(machines))})
+    card = card.model_copy(update={"episode": episode, "cluster": cluster})
+    return {"card": card, "rate": card.workload.mean_rate_rps / scale}
 
 
 def episode_decisions(kind: str) -> float:
@@ -314,7 +313,7 @@ def measure_some() -> Figures:
             measured(simulation, **here, requests=100_000, reference_requests=8_000, repeats=3),
             measured(simulation, **here | {"machines": 1000}, requests=100_000, reference_requests=0, repeats=3),
         ],
-        "events": [measured(events, **here, requests=10_000)],
+        "events": [measured(events, **here, requests=100_000)],
         "decisions": [measured(decisions, **here, kind="routing", num_envs=64, repeats=3, seconds=1.0)],
         "training": [
             measured(training, **here, algorithm=algorithm, network=network, num_steps=8, repeats=3)
@@ -396,25 +395,30 @@ def draw(found: Figures, path: Path) -> None:
     for count, color in ((10_000, SKY), (100_000, BLUE), (1_000_000, GREEN)):
         line(simulated, "simulation", x, y, f"compiled, {count:,} requests", color, "-", requests=count)
     line(simulated, "simulation", x, f"reference_{y}", "reference", ORANGE, "-", requests=100_000)
-    for kind, color in zip(KINDS, (BLUE, GREEN, VERMILLION), strict=True):
-        for num_envs, style in ((64, "-"), (1, ":")):
-            label = f"{kind}, {num_envs}"
-            line(decided, "decisions", x, "decisions_per_s", label, color, style, kind=kind, num_envs=num_envs)
+    for kind, num_envs, color, style in (
+        ("routing", 64, BLUE, "-"),
+        ("joint", 64, ORANGE, "--"),
+        ("repurposing", 64, VERMILLION, "-"),
+        ("routing", 1, BLUE, ":"),
+    ):
+        asked: Figures = {"kind": kind, "num_envs": num_envs}
+        line(decided, "decisions", x, "decisions_per_s", f"{kind}, {num_envs}", color, style, **asked)
     for network, color in zip(NETWORKS, (BLUE, VERMILLION), strict=True):
         for y, style, environment in (("steps_per_s", "-", ""), ("free_steps_per_s", ":", ", free environment")):
             asked = {"network": network, "algorithm": "maskable-ppo"}
             line(trained, "training", x, y, network + environment, color, style, **asked)
-    for count, color in zip(SPLITS, (SKY, BLUE, GREEN, VERMILLION), strict=True):
-        line(memory, "simulation", "requests", "peak_rss_mb", f"{count:,} machines", color, "-", machines=count)
+    for count, color, style in ((USUAL, BLUE, "-"), (1000, ORANGE, "--")):
+        line(memory, "simulation", "requests", "peak_rss_mb", f"{count:,} machines", color, style, machines=count)
 
     panels = (
-        (simulated, "Requests simulated per second"),
-        (decided, "Decisions per second: kind, environments"),
-        (trained, "Training steps per second: MaskablePPO, 64 environments"),
-        (memory, "Peak memory of a simulation, MB"),
+        (simulated, "Requests simulated per second", "center left"),
+        (decided, "Decisions per second: kind, environments", "center left"),
+        (trained, "Training steps per second: MaskablePPO", "lower left"),
+        (memory, "Peak memory, libraries included, MB", "lower right"),
     )
-    for axes, title in panels:
+    for axes, title, place in panels:
         axes.set_title(title, fontsize=10, fontweight="bold", loc="left")
+        axes.legend(fontsize=8, frameon=False, loc=place)
         axes.set_xscale("log")
         if axes is memory:
             axes.set_xlabel("requests", fontsize=9)
@@ -424,11 +428,11 @@ def draw(found: Figures, path: Path) -> None:
             axes.set_xlabel("machines", fontsize=9)
             axes.set_xticks(list(SPLITS), labels=[f"{count:,}" for count in SPLITS])
             axes.minorticks_off()
+            axes.margins(y=0.15)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.grid(color="#e8e8e8", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-        axes.legend(fontsize=8, frameon=False)
     path.write_bytes(png(figure)[0])
 
 
@@ -452,8 +456,6 @@ def main() -> None:
             check_writable(arguments.plot.parent)
         except SplitgymError as error:
             parser.error(f"--plot: {error}")
-    if is_cold():
-        print("the first run compiles, for about a minute", file=sys.stderr)
 
     found = measure_some() if arguments.quick else measure_all()
     figures = headline(found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -62,10 +63,12 @@ def _cached(decorator: Callable[..., Any], function: Callable[..., object]) -> A
         _NUMBA_CONFIG.CACHE_DIR = before
 
 
-def is_cold() -> bool:
-    """Whether nothing is cached yet, so that the first run compiles for about half a minute."""
+@functools.cache
+def announce(name: str) -> None:
+    """Say, once, why what follows takes long where the compiled function ``name`` (module.function) is not cached."""
     folder = _cache_folder()
-    return folder is None or not any(folder.rglob("*.nbi"))
+    if folder is None or not any(folder.rglob(f"{name}-*.nbi")):
+        print("splitgym: compiling the engine for this version, about half a minute, once", file=sys.stderr, flush=True)
 
 
 def sources_digest() -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from splitgym.cli.output import announce_compilation, print_json
+from splitgym.cli.output import print_json
 from splitgym.errors import SplitgymError
 
 CardArgument = Annotated[str, typer.Argument(metavar="CARD", help="A shipped card's name, or a card's path.")]
@@ -33,7 +33,6 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a policy on a card; TensorBoard finds its charts in DIR/tb."""
-    announce_compilation()
     from splitgym.cards import load_card
 
     loaded = load_card(card)
@@ -76,7 +75,6 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Play policies on the same seeds: paired differences, intervals, and the regret to the best heuristic."""
-    announce_compilation()
     from splitgym.cards import load_card
     from splitgym.learn.compare import compare as compare_policies
     from splitgym.sim.run import DEFAULT_ENGINE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,14 +68,6 @@ def _umask() -> int:
 def write_json(content: object, path: Path) -> None:
     """Write indented JSON, without NaN."""
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
-
-
-def announce_compilation() -> None:
-    """Say why the first run of a version takes longer than the next one."""
-    from splitgym.jit import is_cold
-
-    if is_cold():
-        print("first run of this version: compiling the engine takes about half a minute, once", file=sys.stderr)
 
 
 def print_json(content: object) -> None:

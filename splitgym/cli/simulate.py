@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from splitgym.cli.output import announce_compilation, figure, output_folder, print_json, wide_console, write_json
+from splitgym.cli.output import figure, output_folder, print_json, wide_console, write_json
 from splitgym.errors import SplitgymError, did_you_mean
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of a table.")] = False,
 ) -> None:
     """Run a policy on a card; write summary.json, requests.parquet and timeline.json into DIR."""
-    announce_compilation()
     from splitgym.cards import load_card
     from splitgym.metrics import summary
     from splitgym.sim.run import DEFAULT_ENGINE, ENGINES

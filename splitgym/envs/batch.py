@@ -30,6 +30,7 @@ from splitgym.envs.stepping import (
     step_all,
 )
 from splitgym.errors import SplitgymError
+from splitgym.jit import announce
 from splitgym.randomness import Streams
 from splitgym.sim.cluster import Scenario
 from splitgym.sim.compiled.engine import CompiledEngine, Snapshot
@@ -68,6 +69,7 @@ class Batch:
         slots: (count,) SLOT, where each stands.
         outlook: what the learners see; overwritten by the next step.
         is_over: (count,) whose episode has ended.
+        every: (count,) the numbers of all environments.
         generators: of each, draws the scenarios for which no seed is given.
         episode_numbers: how many episodes each has begun since its last seed.
     """
@@ -78,12 +80,14 @@ class Batch:
                 raise SplitgymError(f"{name}: {number!r}; give a whole number, at least 1")
         self.setting = setting
         self.count = count
+        self.every: IntArray = np.arange(count)
         self.slots: npt.NDArray[np.void] = np.zeros(count, SLOT)
         self.outlook = Outlook(setting.observer.blank(count), np.zeros((count, setting.actions.num_choices), np.bool_))
         self.is_over: BoolArray = np.ones(count, np.bool_)
         self.generators = [np_random(None)[0] for _ in range(count)]
         self.episode_numbers = [0] * count
         self.episodes: list[Episode | None] = [None] * count
+        self._begun = 0  # of them
         self._rosters: list[Roster] = [setting.roster(env) for env in range(count)]
         num_machines = setting.cluster.num_machines
         self._new_roles: IntArray = np.full((count, num_machines), -1)
@@ -97,6 +101,11 @@ class Batch:
         bounds = np.linspace(0, count, min(threads, count) + 1).astype(int).tolist()
         self._shares = list(pairwise(bounds))
         self._pool = ThreadPoolExecutor(len(self._shares)) if len(self._shares) > 1 else None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is an episode everywhere."""
+        return self._begun == self.count
 
     # --- episodes -----------------------------------------------------------------------------------------------
 
@@ -119,20 +128,20 @@ class Batch:
             self.episode_numbers[env] += 1
             self._install(env, self.setting.scenario(chosen, options or {}))
             self.slots[env]["key"] = Streams(chosen, self.setting.split).key("invalid-actions") >> 1
-        self._carry_on(envs, BEGIN, self._no_choices)
+        self._carry_on(np.array(envs, np.int64), BEGIN, self._no_choices)
 
-    def step(self, envs: Sequence[int], choices: IntArray) -> None:
+    def step(self, envs: IntArray, choices: IntArray) -> None:
         """Let the learners of ``envs`` decide.
 
         Args:
-            envs: which, none of them over.
+            envs: their numbers; none of them is over.
             choices: (count, num_heads), of those that are not in ``envs`` too; see `Actions.parse`.
 
         Raises:
             SplitgymError: if a policy decides what is not permitted.
         """
         self._carry_on(envs, STEP, choices.copy())  # invalid ones are replaced in place
-        self.is_over[np.asarray(envs, int)] = ~self.slots["is_due"][np.asarray(envs, int)]
+        self.is_over[envs] = ~self.slots["is_due"][envs]
 
     def scorecard(self, env: int) -> dict[str, float]:
         """The scorecard of a run that is over; see `splitgym.metrics.scorecard`."""
@@ -239,6 +248,7 @@ class Batch:
     def _install(self, env: int, scenario: Scenario) -> Episode:
         """Put a run of ``scenario`` in the place of ``env``."""
         setting = self.setting
+        self._begun += self.episodes[env] is None
         episode = Episode(scenario, self._rosters[env], setting.record, setting.engine, waits=self._is_compiled)
         self.episodes[env] = episode
         if self._is_compiled:
@@ -254,13 +264,14 @@ class Batch:
         self.is_over[env] = False  # where there is nothing to decide the first step says so
         return episode
 
-    def _carry_on(self, envs: Sequence[int], order: int, choices: IntArray) -> None:
+    def _carry_on(self, envs: IntArray, order: int, choices: IntArray) -> None:
         if not len(envs):
             return
         if not self._is_compiled:
-            for env in envs:
+            for env in envs.tolist():
                 self._carry_on_in_python(env, order, choices)
             return
+        announce("stepping.step_all")
         self._orders[envs] = order
         arguments: tuple[Any, ...] = (
             self._orders,

@@ -174,7 +174,7 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
         batch = self._batch
         if batch.is_over[0]:
             raise ResetNeeded("this episode is over: call reset() before step()")
-        batch.step([0], self.setting.actions.parse(action, 1))
+        batch.step(batch.every, self.setting.actions.parse(action, 1))
         self._remember()
         info, is_over, terminated = self._batch.info(0), bool(batch.is_over[0]), False
         if is_over:

@@ -22,6 +22,7 @@ from splitgym.view import DECISION_KINDS
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
+_KINDS = np.array(DECISION_KINDS)
 Returned = tuple[Observation, FloatArray, BoolArray, BoolArray, dict[str, Any]]
 
 
@@ -102,22 +103,21 @@ class ClusterVectorEnv(VectorEnv[Observation, Any, Any]):
         Raises:
             SplitgymError: if an action is not in the action space.
         """
-        batch, every = self._batch, range(self.num_envs)
+        batch = self._batch
         choices = self.setting.actions.parse(actions, self.num_envs)
-        if None in batch.episodes:
+        if not batch.has_begun:
             raise ResetNeeded("no episode has begun: call reset() before step()")
-        stopped = batch.is_over.copy()  # NextStep: their next episode begins now
-        resetting = np.flatnonzero(stopped).tolist()
-        if resetting and self.autoreset_mode == AutoresetMode.DISABLED:
-            raise ResetNeeded(f"episodes {resetting} are over: call reset(options={{'reset_mask': …}}) before step()")
-        batch.reset(resetting, [None] * len(resetting))
-        batch.step(np.flatnonzero(~stopped).tolist() if resetting else every, choices)
-        ended = np.flatnonzero(batch.is_over).tolist()
+        going = batch.every
+        if batch.is_over.any():  # NextStep: their next episode begins now
+            going, ended = np.flatnonzero(~batch.is_over), np.flatnonzero(batch.is_over).tolist()
+            if self.autoreset_mode == AutoresetMode.DISABLED:
+                raise ResetNeeded(f"episodes {ended} are over: call reset(options={{'reset_mask': …}}) before step()")
+            batch.reset(ended, [None] * len(ended))
+        batch.step(going, choices)
+        over = batch.is_over.copy()
+        terminated = over & ~batch.slots["ends_at_horizon"]
         rewards: FloatArray = batch.slots["reward"].copy()
-        over, terminated = batch.is_over.copy(), batch.is_over & ~batch.slots["ends_at_horizon"]
-        infos = self._infos()
-        if ended:
-            infos = self._ends(ended, infos)
+        infos = self._ends(np.flatnonzero(over).tolist()) if over.any() else self._infos()
         return batch.observations(), rewards, terminated, over & ~terminated, infos
 
     def action_masks(self) -> BoolArray:
@@ -127,7 +127,7 @@ class ClusterVectorEnv(VectorEnv[Observation, Any, Any]):
 
     def clone_state(self) -> tuple[EnvState, ...]:
         """Where the episodes stand, to come back to with `restore_state`, here or in an equal environment."""
-        if None in self._batch.episodes:
+        if not self._batch.has_begun:
             raise ResetNeeded("nothing to clone yet: call reset()")
         return tuple(self._batch.clone_state(env) for env in range(self.num_envs))
 
@@ -159,19 +159,18 @@ class ClusterVectorEnv(VectorEnv[Observation, Any, Any]):
         slots, everywhere = self._batch.slots, np.ones(self.num_envs, np.bool_)
         masks = self._batch.masks()
         infos: dict[str, Any] = {name: slots[name].copy() for name in ("time_s", "dt_s", "invalid_actions")}
-        infos["decision_kind"] = np.array(DECISION_KINDS)[slots["decision_kind"]]
+        infos["decision_kind"] = _KINDS[slots["decision_kind"]]
         infos["action_mask"] = masks[0] if len(masks) == 1 else masks
         return infos | {"_" + name: everywhere for name in infos}
 
-    def _ends(self, ended: list[int], infos: dict[str, Any]) -> dict[str, Any]:
-        """``infos`` with what belongs to episodes that have ended, which SameStep then follows by their next."""
+    def _ends(self, ended: list[int]) -> dict[str, Any]:
+        """The infos of a step in which episodes ended; SameStep begins the next ones."""
         batch = self._batch
-        if self.autoreset_mode != AutoresetMode.SAME_STEP:
-            for env in ended:
-                infos = self._add_info(infos, {"scorecard": batch.scorecard(env)}, env)
-            return infos
-        finals = [self._final(env) for env in ended]
-        batch.reset(ended, [None] * len(ended))
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            finals = [self._final(env) for env in ended]
+            batch.reset(ended, [None] * len(ended))
+        else:
+            finals = [{"scorecard": batch.scorecard(env)} for env in ended]
         infos = self._infos()
         for env, final in zip(ended, finals, strict=True):
             infos = self._add_info(infos, final, env)

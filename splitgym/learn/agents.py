@@ -110,7 +110,8 @@ class _ActorCritic(nn.Module):
         self.latent_dim_pi = self.latent_dim_vf = 1  # of layers that are replaced by identities
 
     def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        return self.forward_actor(observation), self.forward_critic(observation)
+        scores: tuple[Tensor, Tensor] = self.network(observation)
+        return scores
 
     def forward_actor(self, observation: Observation) -> Tensor:
         return self.network.scores(observation)

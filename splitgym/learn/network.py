@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -72,6 +72,22 @@ def context_of(observation: Observation) -> Tensor:
     return torch.cat([observation[key] for key in CONTEXT_KEYS], dim=-1)
 
 
+class Inputs(NamedTuple):
+    """What actor and critic both begin with, computed once for the two."""
+
+    machines: Tensor  # (batch, M, machine_features)
+    present: Tensor  # (batch, M, 1)
+    context: Tensor  # (batch, context_features)
+    surroundings: Tensor  # (batch, 2 * machine_features + context_features)
+
+    @classmethod
+    def of(cls, observation: Observation) -> Inputs:
+        """The parts of an observation, its machines pooled."""
+        machines, present = observation["machines"], observation["present"].unsqueeze(-1)
+        context = context_of(observation)
+        return cls(machines, present, context, torch.cat([*_pool(machines, present), context], dim=-1))
+
+
 class Trunk(nn.Module):
     """Encodes each machine with shared weights, then pools the present ones: (hidden (B, M, W), pooled (B, P)).
 
@@ -85,20 +101,36 @@ class Trunk(nn.Module):
         self.hidden = nn.Linear(width, width)
         self.pooled_size = 2 * width + shape.context_features
 
-    def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """(batch, M, width) each machine's, (batch, pooled_size) all machines' and the context."""
-        machines, present = observation["machines"], observation["present"].unsqueeze(-1)
-        context = context_of(observation)
-        surroundings = torch.cat([*_pool(machines, present), context], dim=-1)
-        hidden = torch.relu(self.own(machines) + self.shared(surroundings).unsqueeze(1))
+        hidden = torch.relu_(self.own(inputs.machines) + self.shared(inputs.surroundings).unsqueeze(1))
         hidden = torch.relu(self.hidden(hidden))
-        return hidden, torch.cat([*_pool(hidden, present), context], dim=-1)
+        return hidden, torch.cat([*_pool(hidden, inputs.present), inputs.context], dim=-1)
 
 
 def _pool(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and largest over the present machines of (B, M, W) values ≥ 0."""
-    values = values * present
-    return values.sum(dim=1) / present.sum(dim=1).clamp(min=1.0), values.amax(dim=1)
+    if not present.all():
+        values = values * present
+    total, largest = _SumAndLargest.apply(values)  # type: ignore[no-untyped-call]
+    return total / present.sum(dim=1).clamp(min=1.0), largest
+
+
+class _SumAndLargest(torch.autograd.Function):
+    """Over the machines. The gradient is torch's own to the last bit, in fewer passes through memory."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> tuple[Tensor, Tensor]:
+        largest = values.amax(dim=1)
+        ctx.save_for_backward(values, largest)
+        return values.sum(dim=1), largest
+
+    @staticmethod
+    def backward(ctx: Any, of_sum: Tensor, of_largest: Tensor) -> Tensor:
+        values, largest = ctx.saved_tensors
+        ties = torch.sub(values, largest.unsqueeze(1)).sign_().add_(1.0)  # 1 where largest, else 0; bool is slower
+        of_each = (of_largest / ties.sum(dim=1)).unsqueeze(1)
+        return ties.mul_(of_each).add_(of_sum.unsqueeze(1))
 
 
 class EquivariantNet(nn.Module):
@@ -122,11 +154,23 @@ class EquivariantNet(nn.Module):
         self.critic_value = nn.Linear(width, 1)
         initialise(self, final=(self.machine_scores, self.shared_scores))
 
+    def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """(batch, num_scores), (batch, 1)."""
+        inputs = Inputs.of(observation)
+        return self._scores(inputs), self._value(inputs)
+
     def scores(self, observation: Observation) -> Tensor:
         """(batch, num_scores)."""
-        hidden, pooled = self.actor(observation)
+        return self._scores(Inputs.of(observation))
+
+    def value(self, observation: Observation) -> Tensor:
+        """(batch, 1)."""
+        return self._value(Inputs.of(observation))
+
+    def _scores(self, inputs: Inputs) -> Tensor:
+        hidden, pooled = self.actor(inputs)
         shared = self.actor_pooled(pooled)
-        own = torch.relu(self.actor_own(hidden) + shared.unsqueeze(1))
+        own = torch.relu_(self.actor_own(hidden) + shared.unsqueeze(1))
         own = own if self.machine_scores is None else self.machine_scores(own)  # (B, M, per_machine)
         common = shared if self.shared_scores is None else self.shared_scores(torch.relu(shared))
         parts: list[Tensor] = []
@@ -143,9 +187,8 @@ class EquivariantNet(nn.Module):
                 place += self.shape.plain_size
         return torch.cat(parts, dim=1)
 
-    def value(self, observation: Observation) -> Tensor:
-        """(batch, 1)."""
-        _, pooled = self.critic(observation)
+    def _value(self, inputs: Inputs) -> Tensor:
+        _, pooled = self.critic(inputs)
         value: Tensor = self.critic_value(torch.relu(self.critic_pooled(pooled)))
         return value
 
@@ -164,6 +207,11 @@ class MlpNet(nn.Module):
             nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
         )
         initialise(self, final=(self.actor[-1],))
+
+    def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """(batch, num_scores), (batch, 1)."""
+        row = _row(observation)
+        return self.actor(row), self.critic(row)
 
     def scores(self, observation: Observation) -> Tensor:
         """(batch, num_scores)."""

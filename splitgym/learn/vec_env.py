@@ -85,7 +85,7 @@ class SchedulingVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Take one step everywhere."""
         batch, slots = self._batch, self._batch.slots
-        batch.step(range(self.num_envs), self.setting.actions.parse(self._actions, self.num_envs))
+        batch.step(batch.every, self.setting.actions.parse(self._actions, self.num_envs))
         rewards = (slots["reward"] * self._reward_scale).astype(np.float32)
         self._returns += slots["reward"]
         self._lengths += 1

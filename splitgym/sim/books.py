@@ -238,7 +238,8 @@ def fill_request(
 def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArrays) -> None:
     """Write those features of machines that change with time and request, and sums over the machines."""
     laws, cluster = books.laws, books.cluster
-    cluster[:7] = 0.0
+    cluster[:3] = 0.0
+    total_tokens = total_s = total_decodes = total_context = 0.0
     kv_bytes = books.costs[KV_BYTES_PER_TOKEN] * prompt_tokens
     for m in range(len(books.rows)):
         row, out = books.rows[m], books.machines[m]
@@ -266,10 +267,11 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
             out[24] = books.costs[TRANSFER_OVERHEAD_S] + kv_bytes / books.facts[m, LINK_BYTES_PER_S]
         if int(row[LIFECYCLE]) != DOWN:
             cluster[int(row[ROLE])] += 1.0
-        cluster[3] += row[PENDING_TOKENS]
-        cluster[4] += pending_s
-        cluster[5] += row[DECODES] + row[COMING]
-        cluster[6] += row[CONTEXT]
+        total_tokens += row[PENDING_TOKENS]
+        total_s += pending_s
+        total_decodes += row[DECODES] + row[COMING]
+        total_context += row[CONTEXT]
+    cluster[3], cluster[4], cluster[5], cluster[6] = total_tokens, total_s, total_decodes, total_context
 
 
 @lean_njit

@@ -156,6 +156,20 @@ def busy_scenario() -> Scenario:
     return Scenario(tested, requests(*rows), horizon_s=8.0, tick_s=0.5)
 
 
+@pytest.mark.parametrize("policy", ["jsq-requests", "jsq-tokens", "least-kv", "freeness", "lmetric", "splitwise"])
+def test_a_mask_that_changes_while_the_machine_does_not(policy: str) -> None:
+    """A long prompt fits in the busier machines alone; nothing has happened to the others since the first prompt."""
+    tested = cluster("pptt")
+    small = dataclasses.replace(tested.machines[0].profile, kv_capacity_override_tokens=1000)
+    machines = [
+        dataclasses.replace(machine, profile=small if index % 2 else machine.profile)
+        for index, machine in enumerate(tested.machines)
+    ]
+    tested = dataclasses.replace(tested, machines=tuple(machines))
+    arrivals = requests((0.0, 10, 20), (0.0, 5000, 20), (0.0, 10, 20), (0.1, 5000, 20), (0.1, 10, 20))
+    assert_same_results(Scenario(tested, arrivals), policy, None)
+
+
 def test_a_log_longer_than_its_buffer() -> None:
     arrivals = requests(*[(0.01 * i, 10, 40) for i in range(300)])
     scenario = Scenario(cluster("pmt"), arrivals, tick_s=None)

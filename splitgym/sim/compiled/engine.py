@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from splitgym.jit import announce
 from splitgym.sim.books import Books
 from splitgym.sim.cluster import Scenario
 from splitgym.sim.compiled.kernel import Kernel
@@ -74,6 +75,7 @@ class CompiledEngine:
 
     def advance(self) -> ClusterView | None:
         """Run to the next decision; ``None`` when the horizon is reached or everything is done."""
+        announce("loop.advance_to_view")
         status = LOG_IS_FULL
         while status == LOG_IS_FULL:
             status = advance_to_view(self._state, self._desk)
@@ -131,6 +133,7 @@ class CompiledEngine:
         Returns:
             ``None``; or a view and the decision made there, if that is not permitted. It is still due.
         """
+        announce("loop.run_kernels")
         chosen, new_roles = np.zeros(2, np.int64), np.zeros_like(self._unchanged)
         warmup_s = float(self.scenario.warmup_s)
         status = LOG_IS_FULL

@@ -74,7 +74,7 @@ def step(s: State, desk: BookArrays) -> None:
             end_transfer(s, key_request(key))
         else:
             end_switch(s, key_machine(key))
-    if run.first_draining >= 0:
+    if run.may_settle:
         settle(s)
 
 

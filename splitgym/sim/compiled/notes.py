@@ -6,7 +6,9 @@ Notes are numbered from 1. A reader keeps the number that `State.run`'s ``noted`
 from __future__ import annotations
 
 from splitgym.jit import lean_njit
+from splitgym.sim import books as b
 from splitgym.sim.compiled.state import State
+from splitgym.view import DRAINING
 
 
 @lean_njit
@@ -17,6 +19,8 @@ def note_change(s: State, m: int) -> None:
         machine.noted = run.noted
         s.notes[len(s.machines) + run.noted - run.first_noted] = m
         run.noted += 1
+    if s.books[m, b.LIFECYCLE] == DRAINING:
+        run.may_settle = True
 
 
 @lean_njit

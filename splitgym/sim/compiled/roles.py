@@ -39,6 +39,7 @@ def change_role(s: State, m: int, role: int) -> None:
 def settle(s: State) -> None:
     """Let machines go on whose draining is over."""
     run = s.run[0]
+    run.may_settle = False
     before = -1
     m = run.first_draining
     while m >= 0:

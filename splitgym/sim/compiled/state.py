@@ -135,9 +135,12 @@ RUN = np.dtype(
         ("pending_request", "i8"),
         ("first_draining", "i8"),
         ("last_draining", "i8"),
+        ("may_settle", "?"),  # something has happened to a draining machine
         ("events", "i8"),
         ("starts", "i8"),
         ("deadlines", "i8"),
+        ("sorted_deadlines", "i8"),  # the first of them: they are in the heap
+        ("missed_until_s", "f8"),  # deadlines before that have been counted where they were missed
         ("ends_given", "i8"),  # to machines, of `State.ends`
         ("noted", "i8"),  # the number of the next note (`notes`)
         ("first_noted", "i8"),  # of the first that is still there
@@ -195,7 +198,7 @@ class State(NamedTuple):
     run: Records  # (1,) RUN
     events: Records  # TIMED, a heap: iterations, transfers and role changes to come
     starts: Records  # TIMED, a heap: machines that form a batch once everything else of this instant has happened
-    deadlines: Records  # TIMED, a heap
+    deadlines: Records  # TIMED, a heap, then those that are not in it yet
     ends: Records  # TIMED, stretches for the machines' heaps: (decode clock, request) of the ends of token phases
     blocked: BoolArray  # (num_machines, num_machines): [d, m] where the next prompt of m waits for room at d
     log: Records  # LINE, nothing where the run is not recorded

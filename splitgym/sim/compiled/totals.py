@@ -21,19 +21,48 @@ def integrate(s: State, time_s: float) -> None:
 
 
 @lean_njit
-def count_missed(s: State, time_s: float) -> None:
-    """Count deadlines before ``time_s`` whose token was not there. Keys are 2 · request, + 1 for the last token."""
+def set_deadline(s: State, deadline_s: float, key: int) -> None:
+    """Note a deadline; it is put into the heap when next the missed are counted, unless the token is there by then."""
     run = s.run[0]
-    while run.deadlines > 0 and s.deadlines[0].time_s < time_s:
-        deadline_s, key = s.deadlines[0].time_s, s.deadlines[0].key
-        pop(s.deadlines, run.deadlines)
-        run.deadlines -= 1
-        request = s.requests[key >> 1]
-        if key & 1:
-            if np.isnan(request.finish_s) or request.finish_s > deadline_s:
+    deadline = s.deadlines[run.deadlines]
+    deadline.time_s = deadline_s
+    deadline.key = key
+    run.deadlines += 1
+
+
+@lean_njit
+def is_late(s: State, deadline_s: float, time_s: float) -> bool:
+    """Whether a token at ``time_s`` misses its deadline, and that has not been counted before it came."""
+    return s.run[0].missed_until_s <= deadline_s < time_s  # type: ignore[no-any-return]
+
+
+@lean_njit
+def count_missed(s: State, time_s: float) -> None:
+    """Count deadlines before ``time_s`` whose token is not there. Keys are 2 · request, + 1 for the last token."""
+    run, deadlines = s.run[0], s.deadlines
+    for i in range(run.sorted_deadlines, run.deadlines):
+        deadline_s, key = deadlines[i].time_s, deadlines[i].key
+        if is_outstanding(s, key):
+            push(deadlines, run.sorted_deadlines, deadline_s, key)
+            run.sorted_deadlines += 1
+    while run.sorted_deadlines > 0 and deadlines[0].time_s < time_s:
+        key = deadlines[0].key
+        pop(deadlines, run.sorted_deadlines)
+        run.sorted_deadlines -= 1
+        if is_outstanding(s, key):
+            if key & 1:
                 run.tbt_missed += 1
-        elif np.isnan(request.first_token_s) or request.first_token_s > deadline_s:
-            run.ttft_missed += 1
+            else:
+                run.ttft_missed += 1
+    run.deadlines = run.sorted_deadlines
+    run.missed_until_s = time_s
+
+
+@lean_njit
+def is_outstanding(s: State, key: int) -> bool:
+    """Whether the token with a deadline is not there yet."""
+    request = s.requests[key >> 1]
+    return np.isnan(request.finish_s if key & 1 else request.first_token_s)  # type: ignore[no-any-return]
 
 
 @lean_njit
@@ -44,8 +73,7 @@ def count_arrival(s: State, r: int, time_s: float) -> None:
     run.arrived += 1
     run.unfinished += 1
     run.weight += request.prompt_weight
-    push(s.deadlines, run.deadlines, time_s + request.ttft_allowed_s, 2 * r)
-    run.deadlines += 1
+    set_deadline(s, time_s + request.ttft_allowed_s, 2 * r)
 
 
 @lean_njit
@@ -53,23 +81,24 @@ def count_first_token(s: State, r: int, time_s: float) -> None:
     """The prompt phase ends."""
     run, request = s.run[0], s.requests[r]
     integrate(s, time_s)
-    count_missed(s, time_s)
+    if is_late(s, request.arrival_s + request.ttft_allowed_s, time_s):
+        run.ttft_missed += 1
     run.tokens_out += 1
     run.weight += request.token_weight - request.prompt_weight
     if request.token_weight > 0:
-        push(s.deadlines, run.deadlines, time_s + request.token_phase_allowed_s, 2 * r + 1)
-        run.deadlines += 1
+        set_deadline(s, time_s + request.token_phase_allowed_s, 2 * r + 1)
 
 
 @lean_njit
 def count_finish(s: State, r: int, time_s: float) -> None:
     """The last token is out."""
-    run = s.run[0]
+    run, request = s.run[0], s.requests[r]
     integrate(s, time_s)
-    count_missed(s, time_s)
+    if request.token_weight > 0 and is_late(s, request.first_token_s + request.token_phase_allowed_s, time_s):
+        run.tbt_missed += 1
     run.finished += 1
     run.unfinished -= 1
-    run.weight -= s.requests[r].token_weight
+    run.weight -= request.token_weight
 
 
 @lean_njit
