@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,7 +74,7 @@ class Actions:
         self.rules = ActionRules(form, np.array(sizes), hardware)
         self.num_choices = sum(sizes)
         self.space: spaces.Space[Any] = spaces.Discrete(sizes[0]) if len(sizes) == 1 else spaces.MultiDiscrete(sizes)
-        self._ends = np.cumsum(sizes)[:-1].tolist()
+        self._bounds = list(pairwise(np.cumsum([0, *sizes]).tolist()))
 
     def masks(self, view: ClusterView) -> list[BoolArray]:
         """What is valid now, head by head, (choices of the head,) each."""
@@ -84,7 +85,7 @@ class Actions:
 
     def by_head(self, valid: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """(…, num_choices) all heads one after another, taken apart."""
-        return np.split(valid, self._ends, axis=-1) if self._ends else [valid]
+        return [valid[..., start:end] for start, end in self._bounds]
 
     def decision(self, choice: IntArray, view: ClusterView, suggested: Decision) -> Decision:
         """The decision a valid choice (num_heads,) stands for; ``suggested`` is the other policy's."""

@@ -258,6 +258,7 @@ class Batch:
         slot = self.slots[env]
         for name in SLOT.names or ():
             slot[name] = 0
+        slot["masked"] = -1
         slot["warmup_s"] = scenario.warmup_s
         slot["ends_at_horizon"] = episode.ends_at_horizon
         slot["idle_kind"], slot["idle_prompt_tokens"], slot["idle_predicted"] = episode.shown_at_the_end

@@ -43,6 +43,9 @@ def _scales(features: tuple[Feature, ...]) -> FloatArray:
     return np.array([[feature.scale for feature in features], [not feature.bounded for feature in features]], float)
 
 
+FIRST_WORK, LAST_WORK = MACHINE_COLUMN["pending_prompts"], MACHINE_COLUMN["kv_held_tokens"]
+"""Columns of ``machines`` that change when something happens to a machine: from the one to the other."""
+
 TIMES = tuple(MACHINE_COLUMN[name] for name in TIME_FEATURES)
 """Columns of ``machines`` that change with time and request."""
 
@@ -125,14 +128,19 @@ def observe_changes(
     arrays: Arrays,
     env: int,
 ) -> None:
-    """`observe`, where only the machines ``changed`` have other numbers than at the last look, the `TIMES` apart."""
+    """`observe`, where no role has changed since the last look, and of the work only that of machines ``changed``."""
     for i in range(len(changed)):
         m = changed[i]
-        squash(machines[m], scales.machines, arrays.machines[env, m])
+        for k in range(FIRST_WORK, LAST_WORK + 1):
+            arrays.machines[env, m, k] = squashed(machines[m, k], scales.machines[0, k], scales.machines[1, k])
     for m in range(len(machines)):
-        row, out = machines[m], arrays.machines[env, m]
+        before = max(m - 1, 0)
         for k in TIMES:
-            out[k] = squashed(row[k], scales.machines[0, k], scales.machines[1, k])
+            value = machines[m, k]
+            if m > 0 and value == machines[before, k]:  # machines alike are many
+                arrays.machines[env, m, k] = arrays.machines[env, before, k]
+            else:
+                arrays.machines[env, m, k] = squashed(value, scales.machines[0, k], scales.machines[1, k])
     observe_rest(kind, request, cluster, scales, arrays, env)
 
 

@@ -139,7 +139,6 @@ class Reward:
             np.array([names.index(name) for name in self.weights]),
             np.array([weight * factor for weight in self.weights.values()]),
         )
-        self.is_shaped = "slowdown-shaped" in self.weights
 
     def __call__(self, step: Step) -> float:
         """The reward of ``step``."""

@@ -79,7 +79,8 @@ class Setting:
             actions=self.actions.rules,
             scales=SCALES,
             reward=self.reward.mix,
-            is_shaped=self.reward.is_shaped,
+            is_shaped="slowdown-shaped" in self.reward.weights,
+            counts_missed="slo" in self.reward.weights,
             gamma=float(gamma),
             usd_per_s=sum(machine.profile.cost_usd_per_hour for machine in self.cluster.machines) / 3600,
         )

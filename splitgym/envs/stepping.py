@@ -57,6 +57,7 @@ SLOT = np.dtype(
         ("potential", "f8"),
         ("dt_s", "f8"),  # since the last decision
         ("reward", "f8"),
+        ("masked", "i8"),  # which masks and kind of decision ``valid`` was written for
         ("seen", "i8"),  # how many changes of machines are in the observation (`splitgym.sim.compiled.notes`)
     ],
     align=True,
@@ -71,7 +72,8 @@ class Rules(NamedTuple):
     actions: ActionRules
     scales: Scales
     reward: Mix
-    is_shaped: bool
+    is_shaped: bool  # the potential is to be known
+    counts_missed: bool  # so are missed deadlines
     gamma: float
     usd_per_s: float
 
@@ -174,21 +176,17 @@ def step_one(  # type: ignore[no-untyped-def]
     slot.is_due = status == DUE
     slot.decision_kind = run.pending
     now_s = run.now_s if np.isnan(run.closed_s) else run.closed_s
-    note(slot, desk, rules, read_meters(s, now_s), order == BEGIN)
+    note(slot, desk, rules, read_meters(s, now_s, rules.counts_missed), order == BEGIN)
     show_end(slot, desk)
-    mark(slot, desk, rules, outlook.valid[env])
+    have_masks_changed = mark(slot, desk, rules, outlook.valid[env])
     first, end = changed_since(s, slot.seen)
     slot.seen = run.noted
-    observe_changes(
-        slot.decision_kind,
-        desk.machines,
-        desk.request,
-        desk.cluster,
-        s.notes[first:end],
-        rules.scales,
-        outlook.observations,
-        env,
-    )
+    kind, scales, observations = slot.decision_kind, rules.scales, outlook.observations
+    if have_masks_changed:
+        observe(kind, desk.machines, desk.request, desk.cluster, scales, observations, env)
+    else:
+        changed = s.notes[first:end]
+        observe_changes(kind, desk.machines, desk.request, desk.cluster, changed, scales, observations, env)
     return LEAVE
 
 
@@ -282,9 +280,13 @@ def show_end(slot, desk: BookArrays) -> None:  # type: ignore[no-untyped-def]
 
 
 @lean_njit
-def mark(slot, desk: BookArrays, rules: Rules, valid: BoolArray) -> None:  # type: ignore[no-untyped-def]
-    """Write what is valid; where the run is over, there is something in each head."""
+def mark(slot, desk: BookArrays, rules: Rules, valid: BoolArray) -> bool:  # type: ignore[no-untyped-def]
+    """Write what is valid, and return whether that may have changed; at the end there is something in each head."""
     is_tick = slot.decision_kind == TICK
+    masked = 2 * desk.masked[2] + is_tick if slot.is_due else -1
+    if masked == slot.masked and slot.is_due:
+        return False
+    slot.masked = masked
     mark_valid(rules.actions, is_tick, desk.machines, desk.prompt_mask, desk.token_mask, desk.role_mask, valid)
     if not slot.is_due:
         start = 0
@@ -295,6 +297,7 @@ def mark(slot, desk: BookArrays, rules: Rules, valid: BoolArray) -> None:  # typ
                 some = some or valid[start + index]
             valid[start] |= not some
             start += size
+    return True
 
 
 @njit
@@ -315,6 +318,7 @@ def note_one(slots: Records, env: int, desk: BookArrays, rules: Rules, meters: M
 def look(slots: Records, env: int, desk: BookArrays, rules: Rules, outlook: Outlook) -> None:
     """Write all that the learner sees."""
     slot = slots[env]
+    slot.masked = -1
     show_end(slot, desk)
     mark(slot, desk, rules, outlook.valid[env])
     observe(slot.decision_kind, desk.machines, desk.request, desk.cluster, rules.scales, outlook.observations, env)

@@ -26,9 +26,9 @@ MAX_POINTS = 24
 _HOST, _PER_PROMPT, _ATTENTION, _PREFILL_CONTEXT, _DECODE_CONTEXT, _MIXED_CONTEXT, _MIXED_DECODE = range(7)
 _NUM_DECODE_POINTS, _NUM_BATCH_POINTS = 7, 8
 _DECODE_POINTS = 9
-_BATCH_POINTS = _DECODE_POINTS + 2 * MAX_POINTS
+_BATCH_POINTS = _DECODE_POINTS + 3 * MAX_POINTS  # places, seconds, slope of the segment that ends at each point
 
-LAW_SIZE = _BATCH_POINTS + 2 * MAX_POINTS
+LAW_SIZE = _BATCH_POINTS + 3 * MAX_POINTS
 """Length of a packed law."""
 
 
@@ -95,6 +95,8 @@ class LatencyLaw:
             places, seconds = np.array(points, dtype=np.float64).T
             row[start : start + len(points)] = places
             row[start + MAX_POINTS : start + MAX_POINTS + len(points)] = seconds
+            slopes = start + 2 * MAX_POINTS + 1
+            row[slopes : slopes + len(points) - 1] = np.diff(seconds) / np.diff(places)
         return row
 
     def prompt_s(self, prompt_tokens: int) -> float:
@@ -157,7 +159,7 @@ def _points_s(law_row: FloatArray, start: int, num_points: int, place: float) ->
     right = 1
     while right < num_points - 1 and place > places[right]:
         right += 1
-    slope = (seconds[right] - seconds[right - 1]) / (places[right] - places[right - 1])
+    slope = law_row[start + 2 * MAX_POINTS + right]
     return float(seconds[right - 1] + slope * (place - places[right - 1]))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splitgym.features import NUM_CLUSTER_FEATURES, NUM_MACHINE_FEATURES, NUM_REQUEST_FEATURES
+from splitgym.hardware import HardwareProfile
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
 from splitgym.sim.cluster import Cluster
@@ -87,17 +88,8 @@ class Books:
         self.laws = cluster.laws
         first_with: dict[bytes, int] = {}
         self.rows[:, LAW] = [first_with.setdefault(law.tobytes(), m) for m, law in enumerate(self.laws)]
-        self.facts: FloatArray = np.array(
-            [
-                [
-                    machine.profile.kv_capacity_tokens,
-                    2048 / iteration_s(law, 2048, 1, 2048 * 2048, 0, 0, 0),
-                    iteration_s(law, 0, 0, 0, 0, 32, 32 * 1024),
-                    machine.profile.link_bytes_per_s,
-                ]
-                for machine, law in zip(machines, self.laws, strict=True)
-            ]
-        )
+        facts = {id(machine.profile): _facts_of(machine.profile) for machine in machines}
+        self.facts: FloatArray = np.array([facts[id(machine.profile)] for machine in machines])
         self.arrays = BookArrays(
             rows=self.rows,
             facts=self.facts,
@@ -153,6 +145,17 @@ class Books:
         return float(potential(time_s, self.rows, self.laws))
 
 
+def _facts_of(profile: HardwareProfile) -> tuple[float, float, float, float]:
+    """A machine's fixed facts, in the order of their columns."""
+    law = profile.law.packed()
+    return (
+        profile.kv_capacity_tokens,
+        2048 / iteration_s(law, 2048, 1, 2048 * 2048, 0, 0, 0),
+        iteration_s(law, 0, 0, 0, 0, 32, 32 * 1024),
+        profile.link_bytes_per_s,
+    )
+
+
 @lean_njit
 def count_arrival_rate(
     time_s: float, prompt_tokens: int, predicted_output_tokens: float, arrived: FloatArray, window: IntArray
@@ -183,6 +186,7 @@ def fill_view(
     """Write the features of `splitgym.features`, in its order, and the masks."""
     capacity = books.facts[:, KV_CAPACITY]
     fill_masks(books.rows, capacity, prompt_tokens, books.prompt_mask, books.token_mask, books.role_mask)
+    count_roles(books)
     for m in range(len(books.rows)):
         fill_counts(m, books)
     fill_request(is_tick, time_s, prompt_tokens, predicted_output_tokens, books)
@@ -236,9 +240,8 @@ def fill_request(
 
 @lean_njit
 def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArrays) -> None:
-    """Write those features of machines that change with time and request, and sums over the machines."""
+    """Write those features of machines that change with time and request, and sums of work over the machines."""
     laws, cluster = books.laws, books.cluster
-    cluster[:3] = 0.0
     total_tokens = total_s = total_decodes = total_context = 0.0
     kv_bytes = books.costs[KV_BYTES_PER_TOKEN] * prompt_tokens
     for m in range(len(books.rows)):
@@ -265,8 +268,6 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
             joined = decodes + int(row[COMING]) + 1
             out[23] = iteration_s(law, 0, 0, 0, 0, joined, context + int(row[COMING_CONTEXT]) + prompt_tokens + 1)
             out[24] = books.costs[TRANSFER_OVERHEAD_S] + kv_bytes / books.facts[m, LINK_BYTES_PER_S]
-        if int(row[LIFECYCLE]) != DOWN:
-            cluster[int(row[ROLE])] += 1.0
         total_tokens += row[PENDING_TOKENS]
         total_s += pending_s
         total_decodes += row[DECODES] + row[COMING]
@@ -284,6 +285,7 @@ def renew_masks(prompt_tokens: int, books: BookArrays) -> None:
     if books.masked[0] != key:
         capacity = books.facts[:, KV_CAPACITY]
         fill_masks(books.rows, capacity, prompt_tokens, books.prompt_mask, books.token_mask, books.role_mask)
+        count_roles(books)
         most = -1
         for m in range(len(capacity)):
             if books.token_mask[m]:
@@ -291,6 +293,16 @@ def renew_masks(prompt_tokens: int, books: BookArrays) -> None:
         books.masked[0] = key
         books.masked[1] = most if books.prompt_mask.any() else -1
         books.masked[2] += 1
+
+
+@lean_njit
+def count_roles(books: BookArrays) -> None:
+    """Write how many machines there are in each role, which changes with the masks only."""
+    cluster = books.cluster
+    cluster[:3] = 0.0
+    for m in range(len(books.rows)):
+        if int(books.rows[m, LIFECYCLE]) != DOWN:
+            cluster[int(books.rows[m, ROLE])] += 1.0
 
 
 @lean_njit

@@ -73,7 +73,8 @@ class Cluster:
     @property
     def laws(self) -> FloatArray:
         """(num_machines, LAW_SIZE) packed latency laws."""
-        return np.stack([machine.profile.law.packed() for machine in self.machines])
+        packed = {id(machine.profile): machine.profile.law.packed() for machine in self.machines}
+        return np.stack([packed[id(machine.profile)] for machine in self.machines])
 
 
 @dataclass(frozen=True)

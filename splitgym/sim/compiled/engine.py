@@ -182,7 +182,7 @@ class CompiledEngine:
 
     def meters(self) -> Meters:
         """Running totals up to now."""
-        return read_meters(self._state, self.now_s)
+        return read_meters(self._state, self.now_s, True)
 
     def state(self) -> list[MachineState]:
         """The machines as they are."""

@@ -24,34 +24,34 @@ NO_DECISION = -1
 REQUEST = np.dtype(
     [
         ("arrival_s", "f8"),
-        ("prompt_tokens", "i8"),
-        ("output_tokens", "i8"),
+        ("prompt_tokens", "i4"),
+        ("output_tokens", "i4"),
         ("predicted", "f8"),  # output tokens
         ("prompt_weight", "f8"),
         ("token_weight", "f8"),
         ("ttft_allowed_s", "f8"),
         ("token_phase_allowed_s", "f8"),
-        ("prompt_machine", "i8"),
-        ("token_machine", "i8"),
-        ("status", "i8"),
+        ("prompt_machine", "i4"),
+        ("token_machine", "i4"),
+        ("status", "i4"),
         ("prompt_work_s", "f8"),  # its prompt phase alone, on its prompt machine
         ("prompt_start_s", "f8"),
         ("first_token_s", "f8"),
         ("transfer_start_s", "f8"),
         ("transfer_end_s", "f8"),
         ("finish_s", "f8"),
-        ("next", "i8"),  # in a machine's queue, batch, inbox, joining list, fresh list or list of the done
+        ("next", "i4"),  # in a machine's queue, batch, inbox, joining list, fresh list or list of the done
         # While it decodes (`decoding`):
-        ("before", "i8"),  # in order of arrival
-        ("after", "i8"),
+        ("before", "i4"),  # in order of arrival
+        ("after", "i4"),
         ("last_token_s", "f8"),  # known where it is fresh
         ("tbt_max_s", "f8"),
-        ("group", "i8"),  # towards the root of those with the same largest gap since they became steady
+        ("group", "i4"),  # towards the root of those with the same largest gap since they became steady
         ("gap_s", "f8"),  # of a root: that gap
-        ("below", "i8"),  # of a root: the group with the next larger gap
-        ("ends_at", "i8"),  # its machine's decode clock when its last token is due, if it is never left out
-        ("passed_over", "i8"),
-        ("served", "i8"),  # in an iteration that leaves some out: LEFT_OUT, SERVED or FORCED
+        ("below", "i4"),  # of a root: the group with the next larger gap
+        ("ends_at", "i4"),  # its machine's decode clock when its last token is due, if it is never left out
+        ("passed_over", "i4"),
+        ("served", "i4"),  # in an iteration that leaves some out: LEFT_OUT, SERVED or FORCED
         ("is_fresh", "?"),  # its last token was not at the end of its machine's last common iteration
     ],
     align=True,
@@ -59,50 +59,50 @@ REQUEST = np.dtype(
 
 MACHINE = np.dtype(
     [
-        ("noted", "i8"),  # the number of its latest note (`notes`)
+        ("noted", "i4"),  # the number of its latest note (`notes`)
         ("kv_capacity_tokens", "i8"),
         ("link_bytes_per_s", "f8"),
         ("prompt_power_w", "f8"),  # above idle
         ("decode_power_w", "f8"),  # above idle
         ("kv_used_tokens", "i8"),
         ("outgoing", "i8"),  # caches kept here until they are sent
-        ("queue_first", "i8"),  # prompts waiting
-        ("queue_last", "i8"),
-        ("queued", "i8"),
-        ("inbox_first", "i8"),  # caches waiting for room here
-        ("inbox_last", "i8"),
-        ("joining_first", "i8"),  # decodes that join at the next boundary
-        ("joining_last", "i8"),
-        ("joining", "i8"),
+        ("queue_first", "i4"),  # prompts waiting
+        ("queue_last", "i4"),
+        ("queued", "i4"),
+        ("inbox_first", "i4"),  # caches waiting for room here
+        ("inbox_last", "i4"),
+        ("joining_first", "i4"),  # decodes that join at the next boundary
+        ("joining_last", "i4"),
+        ("joining", "i4"),
         ("is_idle", "?"),  # waits for work
         ("is_busy", "?"),  # in an iteration
-        ("batch_first", "i8"),  # its prompts: that many of the chain from here
-        ("batch_prompts", "i8"),
-        ("batch_decodes", "i8"),
+        ("batch_first", "i4"),  # its prompts: that many of the chain from here
+        ("batch_prompts", "i4"),
+        ("batch_decodes", "i4"),
         ("batch_serves_all", "?"),
         ("batch_start_s", "f8"),
         ("loses_prompts", "?"),  # phases that must be over before a role change
         ("loses_tokens", "?"),
-        ("next_draining", "i8"),
+        ("next_draining", "i4"),
         ("switch_start_s", "f8"),
-        ("blocked", "i8"),  # how many machines' next prompt waits for room here
-        ("most_batch_tokens", "i8"),  # of any iteration, with prompts
-        ("most_decodes", "i8"),
+        ("blocked", "i4"),  # how many machines' next prompt waits for room here
+        ("most_batch_tokens", "i4"),  # of any iteration, with prompts
+        ("most_decodes", "i4"),
         ("most_context", "i8"),
         # Its decodes (`decoding`):
-        ("decodes", "i8"),
-        ("decode_clock", "i8"),  # counts iterations that serve everybody
+        ("decodes", "i4"),
+        ("decode_clock", "i4"),  # counts iterations that serve everybody
         ("context_tokens", "i8"),
-        ("oldest", "i8"),
-        ("youngest", "i8"),
-        ("ends", "i8"),  # of them, in its heap: a stretch of `State.ends` from ``first_end``, with room for
-        ("ends_room", "i8"),
-        ("first_end", "i8"),
+        ("oldest", "i4"),
+        ("youngest", "i4"),
+        ("ends", "i4"),  # of them, in its heap: a stretch of `State.ends` from ``first_end``, with room for
+        ("ends_room", "i4"),
+        ("first_end", "i4"),
         ("last_s", "f8"),  # when the last iteration that served everybody ended
-        ("fresh_first", "i8"),
-        ("fresh", "i8"),
-        ("least_gap", "i8"),  # the group with the least gap, the latest
-        ("newly_steady", "i8"),  # the group of those that were fresh in the last iteration
+        ("fresh_first", "i4"),
+        ("fresh", "i4"),
+        ("least_gap", "i4"),  # the group with the least gap, the latest
+        ("newly_steady", "i4"),  # the group of those that were fresh in the last iteration
         ("has_left_out", "?"),
     ],
     align=True,
@@ -258,14 +258,14 @@ def rows_of(state: State, scenario: Scenario, end_s: float) -> RequestRows:
         arrival_s=given.arrival_s[:arrived],
         prompt_tokens=given.prompt_tokens[:arrived],
         output_tokens=given.output_tokens[:arrived],
-        prompt_machine=done["prompt_machine"].copy(),
-        token_machine=done["token_machine"].copy(),
+        prompt_machine=done["prompt_machine"].astype(np.int64),
+        token_machine=done["token_machine"].astype(np.int64),
         prompt_start_s=done["prompt_start_s"].copy(),
         first_token_s=done["first_token_s"].copy(),
         transfer_end_s=done["transfer_end_s"].copy(),
         finish_s=finish_s,
         tbt_max_s=np.where(several & ~np.isnan(finish_s), done["tbt_max_s"], np.nan),
-        status=done["status"].copy(),
+        status=done["status"].astype(np.int64),
         end_s=end_s,
     )
 

@@ -102,10 +102,14 @@ def count_finish(s: State, r: int, time_s: float) -> None:
 
 
 @lean_njit
-def read_meters(s: State, time_s: float) -> Meters:
-    """Totals up to ``time_s``, which is not before the last event."""
+def read_meters(s: State, time_s: float, with_missed: bool) -> Meters:
+    """Totals up to ``time_s``, which is not before the last event.
+
+    Without ``with_missed`` deadlines whose token is still to come are left for another time.
+    """
     integrate(s, time_s)
-    count_missed(s, time_s)
+    if with_missed:
+        count_missed(s, time_s)
     run = s.run[0]
     return Meters(
         time_s,
