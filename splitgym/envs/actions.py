@@ -73,6 +73,7 @@ class Actions:
         hardware = np.array([types.index(name) for name in names])
         self.rules = ActionRules(form, np.array(sizes), hardware)
         self.num_choices = sum(sizes)
+        self._sizes = self.rules.sizes.astype(np.uint64)
         self.space: spaces.Space[Any] = spaces.Discrete(sizes[0]) if len(sizes) == 1 else spaces.MultiDiscrete(sizes)
         self._bounds = list(pairwise(np.cumsum([0, *sizes]).tolist()))
 
@@ -97,15 +98,15 @@ class Actions:
         return Decision(*named, role_changes(new_roles))
 
     def parse(self, actions: object, count: int) -> IntArray:
-        """The indices (count, num_heads) in the actions of ``count`` environments.
+        """The indices (count, num_heads) in the actions of ``count`` environments, in a fresh array.
 
         Raises:
             SplitgymError: if one is not in the action space.
         """
-        values, sizes = np.asarray(actions), self.rules.sizes
-        if values.dtype.kind in "iu" and values.size == count * len(sizes):
-            choices = values.reshape(count, len(sizes)).astype(np.int64)
-            if ((choices >= 0) & (choices < sizes)).all():
+        values = np.asarray(actions)
+        if values.dtype.kind in "iu" and values.size == count * len(self.rules.sizes):
+            choices: IntArray = values.astype(np.int64).reshape(count, -1)
+            if (choices.view(np.uint64) < self._sizes).all():  # a negative one is a large one
                 return choices
         several = "" if count == 1 else f" for each of {count} environments"
         raise SplitgymError(f"action {actions!r} is not in {self.space}{several}; see action_space")

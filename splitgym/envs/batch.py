@@ -18,7 +18,9 @@ from splitgym.envs.observations import Float32Array
 from splitgym.envs.setting import Setting
 from splitgym.envs.stepping import (
     BEGIN,
+    ENDED,
     LEAVE,
+    REFUSED,
     ROWS,
     SLOT,
     STEP,
@@ -128,20 +130,22 @@ class Batch:
             self.episode_numbers[env] += 1
             self._install(env, self.setting.scenario(chosen, options or {}))
             self.slots[env]["key"] = Streams(chosen, self.setting.split).key("invalid-actions") >> 1
-        self._carry_on(np.array(envs, np.int64), BEGIN, self._no_choices)
+        if len(envs):
+            self._carry_on(np.array(envs, np.int64), BEGIN, self._no_choices)
 
     def step(self, envs: IntArray, choices: IntArray) -> None:
         """Let the learners of ``envs`` decide.
 
         Args:
             envs: their numbers; none of them is over.
-            choices: (count, num_heads), of those that are not in ``envs`` too; see `Actions.parse`.
+            choices: (count, num_heads), of those that are not in ``envs`` too; see `Actions.parse`. What is put in the
+                place of invalid ones is written there.
 
         Raises:
             SplitgymError: if a policy decides what is not permitted.
         """
-        self._carry_on(envs, STEP, choices.copy())  # invalid ones are replaced in place
-        self.is_over[envs] = ~self.slots["is_due"][envs]
+        for env in self._carry_on(envs, STEP, choices):
+            self.is_over[env] = True
 
     def scorecard(self, env: int) -> dict[str, float]:
         """The scorecard of a run that is over; see `splitgym.metrics.scorecard`."""
@@ -265,13 +269,12 @@ class Batch:
         self.is_over[env] = False  # where there is nothing to decide the first step says so
         return episode
 
-    def _carry_on(self, envs: IntArray, order: int, choices: IntArray) -> None:
-        if not len(envs):
-            return
+    def _carry_on(self, envs: IntArray, order: int, choices: IntArray) -> list[int]:
+        """Run to the learners' next decisions; returns the environments in which there is none."""
         if not self._is_compiled:
             for env in envs.tolist():
                 self._carry_on_in_python(env, order, choices)
-            return
+            return [env for env in envs.tolist() if not self.slots["is_due"][env]]
         announce("stepping.step_all")
         self._orders[envs] = order
         arguments: tuple[Any, ...] = (
@@ -289,8 +292,14 @@ class Batch:
         else:
             for share in [self._pool.submit(step_all, *bounds, *arguments) for bounds in self._shares]:
                 share.result()
-        for env in np.flatnonzero(self._orders != LEAVE).tolist():
+        if not self._orders.any():
+            return []
+        ended = np.flatnonzero(self._orders == ENDED).tolist()
+        refused = np.flatnonzero(self._orders == REFUSED).tolist()
+        self._orders[:] = LEAVE
+        for env in refused:
             self._refuse(env)
+        return ended
 
     def _carry_on_in_python(self, env: int, order: int, choices: IntArray) -> None:
         episode, slot, rules = self._episode(env), self.slots[env], self.setting.rules
@@ -312,7 +321,6 @@ class Batch:
     def _refuse(self, env: int) -> None:
         new_roles, slot = self._new_roles[env], self.slots[env]
         decision = Decision(int(slot["suggested_prompt"]), int(slot["suggested_token"]), role_changes(new_roles))
-        self._orders[env] = LEAVE
         new_roles[:] = -1
         self.is_over[env] = True
         self._episode(env).refuse(decision)

@@ -29,8 +29,8 @@ Records = npt.NDArray[np.void]
 LEARNERS = ("routing", "repurposing", "joint")
 ROUTING, REPURPOSING, JOINT = range(3)
 
-LEAVE, BEGIN, STEP = range(3)
-"""What a call does with an environment."""
+LEAVE, BEGIN, STEP, REFUSED, ENDED = range(5)
+"""What a call is to do with an environment; what became of it: nothing special, a bad decision, no more decisions."""
 
 SLOT = np.dtype(
     [
@@ -122,12 +122,12 @@ def step_all(
     Args:
         first: the first.
         last: one more than the last.
-        orders: (num_envs,) LEAVE, BEGIN or STEP; afterwards INVALID where somebody decided what is not permitted.
+        orders: (num_envs,) LEAVE, BEGIN or STEP; afterwards LEAVE, REFUSED or ENDED.
         table: (num_envs, ROWS, 3) `addresses` of the state and the books, and the kernels of the crew.
         slots: (num_envs,) SLOT.
         rules: of all.
         choices: (num_envs, num_heads), what the learners choose.
-        new_roles: (num_envs, num_machines), all -1; the decision left to make where the order is INVALID.
+        new_roles: (num_envs, num_machines), all -1; the decision left to make where it is REFUSED.
         no_roles: (num_machines, 3), all False.
         outlook: what the learners see afterwards.
     """
@@ -163,15 +163,15 @@ def step_one(  # type: ignore[no-untyped-def]
     outlook: Outlook,
     env: int,
 ) -> int:
-    """One environment's part of `step_all`; LEAVE or INVALID."""
+    """One environment's part of `step_all`; LEAVE, REFUSED or ENDED."""
     if order == STEP and s.run[0].pending != NO_DECISION:
         prompt, token = decide(slot, desk, rules, choice, outlook.valid[env], new_roles)
         if not carry_out(s, desk, prompt, token, new_roles):
             slot.suggested_prompt, slot.suggested_token = prompt, token
-            return INVALID
+            return REFUSED
     status = to_next(s, desk, slot, rules, crew, new_roles, no_roles)
     if status == INVALID:
-        return INVALID
+        return REFUSED
     run = s.run[0]
     slot.is_due = status == DUE
     slot.decision_kind = run.pending
@@ -187,7 +187,7 @@ def step_one(  # type: ignore[no-untyped-def]
     else:
         changed = s.notes[first:end]
         observe_changes(kind, desk.machines, desk.request, desk.cluster, changed, scales, observations, env)
-    return LEAVE
+    return LEAVE if slot.is_due else ENDED
 
 
 @lean_njit

@@ -114,11 +114,15 @@ class ClusterVectorEnv(VectorEnv[Observation, Any, Any]):
                 raise ResetNeeded(f"episodes {ended} are over: call reset(options={{'reset_mask': …}}) before step()")
             batch.reset(ended, [None] * len(ended))
         batch.step(going, choices)
-        over = batch.is_over.copy()
-        terminated = over & ~batch.slots["ends_at_horizon"]
         rewards: FloatArray = batch.slots["reward"].copy()
-        infos = self._ends(np.flatnonzero(over).tolist()) if over.any() else self._infos()
-        return batch.observations(), rewards, terminated, over & ~terminated, infos
+        terminated, truncated = np.zeros((2, self.num_envs), np.bool_)
+        if batch.is_over.any():
+            terminated = batch.is_over & ~batch.slots["ends_at_horizon"]
+            truncated = batch.is_over & ~terminated
+            infos = self._ends(np.flatnonzero(batch.is_over).tolist())
+        else:
+            infos = self._infos()
+        return batch.observations(), rewards, terminated, truncated, infos
 
     def action_masks(self) -> BoolArray:
         """(num_envs, n) what is valid now, all heads one after another."""

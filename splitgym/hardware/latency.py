@@ -157,8 +157,8 @@ def _points_s(law_row: FloatArray, start: int, num_points: int, place: float) ->
     if num_points == 1 or place <= places[0]:
         return float(seconds[0])
     right = 1
-    while right < num_points - 1 and place > places[right]:
-        right += 1
+    for point in range(1, num_points - 1):  # counting them all takes less time than guessing where to stop
+        right += place > places[point]
     slope = law_row[start + 2 * MAX_POINTS + right]
     return float(seconds[right - 1] + slope * (place - places[right - 1]))
 

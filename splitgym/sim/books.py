@@ -188,14 +188,15 @@ def fill_view(
     fill_masks(books.rows, capacity, prompt_tokens, books.prompt_mask, books.token_mask, books.role_mask)
     count_roles(books)
     for m in range(len(books.rows)):
-        fill_counts(m, books)
+        fill_roles(m, books)
+        fill_work(m, books)
     fill_request(is_tick, time_s, prompt_tokens, predicted_output_tokens, books)
     fill_times(is_tick, time_s, prompt_tokens, books)
 
 
 @lean_njit
-def fill_counts(m: int, books: BookArrays) -> None:
-    """Write those features of machine ``m`` that change only when something happens to it."""
+def fill_roles(m: int, books: BookArrays) -> None:
+    """Write those features of machine ``m`` that change only when masks do."""
     row, facts, out = books.rows[m], books.facts[m], books.machines[m]
     role = int(row[ROLE])
     lifecycle = int(row[LIFECYCLE])
@@ -206,6 +207,12 @@ def fill_counts(m: int, books: BookArrays) -> None:
     out[7] = facts[KV_CAPACITY]
     out[8] = facts[PROMPT_RATE]
     out[9] = facts[DECODE_ITERATION_S]
+
+
+@lean_njit
+def fill_work(m: int, books: BookArrays) -> None:
+    """Write those features of machine ``m`` that change only when something happens to it."""
+    row, out = books.rows[m], books.machines[m]
     out[10] = row[PENDING_PROMPTS]
     out[11] = row[PENDING_TOKENS]
     out[13] = row[DECODES]

@@ -8,7 +8,15 @@ import numpy.typing as npt
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
 from splitgym.sim import books as b
-from splitgym.sim.books import BookArrays, count_arrival_rate, fill_counts, fill_request, fill_times, renew_masks
+from splitgym.sim.books import (
+    BookArrays,
+    count_arrival_rate,
+    fill_request,
+    fill_roles,
+    fill_times,
+    fill_work,
+    renew_masks,
+)
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, MACHINE_START, TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
@@ -151,7 +159,11 @@ def show(s: State, desk: BookArrays, with_times: bool) -> None:
     renew_masks(prompt_tokens, desk)
     first, end = changed_since(s, run.shown)
     for i in range(first, end):
-        fill_counts(s.notes[i], desk)
+        fill_work(s.notes[i], desk)
+    if run.shown_masks != desk.masked[2]:
+        for m in range(len(s.machines)):
+            fill_roles(m, desk)
+        run.shown_masks = desk.masked[2]
     run.shown = run.noted
     fill_request(is_tick, run.now_s, prompt_tokens, predicted, desk)
     if with_times:

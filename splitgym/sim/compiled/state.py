@@ -146,6 +146,7 @@ RUN = np.dtype(
         ("first_noted", "i8"),  # of the first that is still there
         ("read", "i8"),  # where the latest reader stopped
         ("shown", "i8"),  # where the view did
+        ("shown_masks", "i8"),  # how often masks had been filled by then
         ("log_lines", "i8"),
         # Running totals (`totals`):
         ("time_s", "f8"),
@@ -225,7 +226,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool) -> State:
     run["closed_s"] = np.nan
     run["next_tick_s"] = run["tick_s"]
     run["ticks"] = 1
-    run["pending"] = NO_DECISION
+    run["pending"] = run["shown_masks"] = NO_DECISION
     run["pending_request"] = run["first_draining"] = run["last_draining"] = -1
     run["noted"] = run["first_noted"] = run["read"] = 1
     first_s = scenario.requests.arrival_s[0] if count else NEVER_S
