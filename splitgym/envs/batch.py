@@ -32,7 +32,6 @@ from splitgym.envs.stepping import (
     step_all,
 )
 from splitgym.errors import SplitgymError
-from splitgym.jit import announce
 from splitgym.randomness import Streams
 from splitgym.sim.cluster import Scenario
 from splitgym.sim.compiled.engine import CompiledEngine, Snapshot
@@ -258,7 +257,7 @@ class Batch:
         if self._is_compiled:
             assert isinstance(episode.engine, CompiledEngine)
             rows = [kernel_rows(kernel) for kernel in self._kernels(env)]
-            self._table[env] = np.concatenate([episode.engine.addresses(), *rows])
+            self._table[env] = np.concatenate([episode.engine.addresses, *rows])
         slot = self.slots[env]
         for name in SLOT.names or ():
             slot[name] = 0
@@ -275,7 +274,6 @@ class Batch:
             for env in envs.tolist():
                 self._carry_on_in_python(env, order, choices)
             return [env for env in envs.tolist() if not self.slots["is_due"][env]]
-        announce("stepping.step_all")
         self._orders[envs] = order
         arguments: tuple[Any, ...] = (
             self._orders,

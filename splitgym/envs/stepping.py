@@ -13,9 +13,10 @@ from splitgym.envs.rewards import Mix, Step, weighted
 from splitgym.jit import lean_njit, njit
 from splitgym.sim.books import BookArrays, fill_view, potential
 from splitgym.sim.compiled.kernel import Kernel
-from splitgym.sim.compiled.loop import DUE, INVALID, advance, ask, carry_out, change, show
+from splitgym.sim.compiled.loop import DUE, INVALID, ask, carry_out, change, show
 from splitgym.sim.compiled.notes import changed_since
-from splitgym.sim.compiled.slots import NUM_ARRAYS, addresses, desk_at, floats_at, state_at
+from splitgym.sim.compiled.pointers import addresses, floats_at
+from splitgym.sim.compiled.slots import CODE, advance_by, desk_at, state_at
 from splitgym.sim.compiled.state import NO_DECISION, State
 from splitgym.sim.compiled.totals import read_meters
 from splitgym.sim.ledger import Meters
@@ -94,7 +95,7 @@ class Crew(NamedTuple):
     warming_up_at_tick: Kernel
 
 
-ROWS = NUM_ARRAYS + 3 * len(Crew._fields)
+ROWS = CODE + 1 + 3 * len(Crew._fields)
 """Of the table that `step_all` reads."""
 
 
@@ -123,7 +124,7 @@ def step_all(
         first: the first.
         last: one more than the last.
         orders: (num_envs,) LEAVE, BEGIN or STEP; afterwards LEAVE, REFUSED or ENDED.
-        table: (num_envs, ROWS, 3) `addresses` of the state and the books, and the kernels of the crew.
+        table: (num_envs, ROWS, 3) the runs' addresses, then the kernels of the crew.
         slots: (num_envs,) SLOT.
         rules: of all.
         choices: (num_envs, num_heads), what the learners choose.
@@ -138,19 +139,20 @@ def step_all(
         s, desk = state_at(a), desk_at(a)
         crew = Crew(kernel_at(a, 0), kernel_at(a, 1), kernel_at(a, 2), kernel_at(a, 3))
         orders[env] = step_one(
-            s, desk, slots[env], rules, crew, orders[env], choices[env], new_roles[env], no_roles, outlook, env
+            a, s, desk, slots[env], rules, crew, orders[env], choices[env], new_roles[env], no_roles, outlook, env
         )
 
 
 @njit
 def kernel_at(a: IntArray, number: int) -> Kernel:
     """The kernel that `kernel_rows` wrote as that number of the crew."""
-    row = NUM_ARRAYS + 3 * number
+    row = CODE + 1 + 3 * number
     return Kernel(a[row, 0], floats_at(a[row + 1]), floats_at(a[row + 2]), a[row, 1] != 0)
 
 
 @lean_njit
 def step_one(  # type: ignore[no-untyped-def]
+    a: IntArray,
     s: State,
     desk: BookArrays,
     slot,
@@ -169,7 +171,7 @@ def step_one(  # type: ignore[no-untyped-def]
         if not carry_out(s, desk, prompt, token, new_roles):
             slot.suggested_prompt, slot.suggested_token = prompt, token
             return REFUSED
-    status = to_next(s, desk, slot, rules, crew, new_roles, no_roles)
+    status = to_next(a, s, desk, slot, rules, crew, new_roles, no_roles)
     if status == INVALID:
         return REFUSED
     run = s.run[0]
@@ -205,14 +207,14 @@ def decide(  # type: ignore[no-untyped-def]
 
 @lean_njit
 def to_next(  # type: ignore[no-untyped-def]
-    s: State, desk: BookArrays, slot, rules: Rules, crew: Crew, new_roles: IntArray, no_roles: BoolArray
+    a: IntArray, s: State, desk: BookArrays, slot, rules: Rules, crew: Crew, new_roles: IntArray, no_roles: BoolArray
 ) -> int:
     """Run to the learner's next decision: DUE, OVER or INVALID."""
     run = s.run[0]
     while True:
-        status = advance(s, desk)
+        status = advance_by(a[CODE, 0])(a)
         if status != DUE:
-            return status
+            return status  # type: ignore[no-any-return]
         is_tick = run.pending == TICK
         is_warm = run.now_s >= slot.warmup_s
         if is_warm and (rules.learner == JOINT or (rules.learner == REPURPOSING and is_tick)):

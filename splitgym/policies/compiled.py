@@ -11,7 +11,8 @@ from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.policies.base import PolicyKind
 from splitgym.policies.kernels import new_state
 from splitgym.sim.cluster import Cluster
-from splitgym.sim.compiled.kernel import Function, Kernel, address_of
+from splitgym.sim.compiled.kernel import SIGNATURE, Function, Kernel
+from splitgym.sim.compiled.pointers import address_of
 from splitgym.view import ClusterView, Decision
 
 
@@ -65,7 +66,7 @@ class CompiledPolicy:
     def kernels(self) -> tuple[Kernel, Kernel]:
         """Who decides at arrivals and at ticks, for an engine that calls compiled functions itself."""
         reads_times = self.builtin.reads_times(self.params)
-        kernel = Kernel(address_of(self.builtin.kernel), self.param_values, self.state, reads_times)
+        kernel = Kernel(address_of(self.builtin.kernel, SIGNATURE), self.param_values, self.state, reads_times)
         return kernel, kernel
 
     def decide(self, view: ClusterView) -> Decision:

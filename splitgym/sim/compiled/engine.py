@@ -12,23 +12,13 @@ import numpy.typing as npt
 from splitgym.jit import announce
 from splitgym.sim.books import Books
 from splitgym.sim.cluster import Scenario
+from splitgym.sim.compiled import entries
 from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.compiled.log import hand_over
-from splitgym.sim.compiled.loop import (
-    DUE,
-    INVALID,
-    LOG_IS_FULL,
-    OVER,
-    advance_to_view,
-    carry_out,
-    change,
-    follow_up,
-    run_kernels,
-    show,
-)
-from splitgym.sim.compiled.slots import addresses
-from splitgym.sim.compiled.state import NO_DECISION, IntArray, State, new_state, rows_of
-from splitgym.sim.compiled.totals import read_meters
+from splitgym.sim.compiled.loop import DUE, INVALID, LOG_IS_FULL, OVER, advance_at
+from splitgym.sim.compiled.pointers import address_of
+from splitgym.sim.compiled.slots import ADVANCE, run_rows
+from splitgym.sim.compiled.state import NO_DECISION, State, new_state, rows_of
 from splitgym.sim.ledger import Meters
 from splitgym.sim.outside import InvalidDecision, MachineState, describe_extrapolations, explain_refusal, explain_role
 from splitgym.sim.recorder import Recorder
@@ -49,6 +39,9 @@ class CompiledEngine:
     Args:
         scenario: what is simulated.
         record: keep the event log and the machines' activity (`recorder`).
+
+    Attributes:
+        addresses: where the run lies, for compiled code (`splitgym.sim.compiled.slots`).
     """
 
     def __init__(self, scenario: Scenario, *, record: bool = False) -> None:
@@ -58,6 +51,8 @@ class CompiledEngine:
         self._desk = self.books.arrays
         self._state: State = new_state(scenario, self.books, record=record)
         self._run = self._state.run[0]
+        announce("loop.advance_at")
+        self.addresses = run_rows(self._state, self._desk, address_of(advance_at, ADVANCE))
         self._unchanged = np.full(scenario.cluster.num_machines, -1, np.int64)
 
     @property
@@ -75,10 +70,9 @@ class CompiledEngine:
 
     def advance(self) -> ClusterView | None:
         """Run to the next decision; ``None`` when the horizon is reached or everything is done."""
-        announce("loop.advance_to_view")
         status = LOG_IS_FULL
         while status == LOG_IS_FULL:
-            status = advance_to_view(self._state, self._desk)
+            status = entries.advance_to_view(self.addresses)
             self._hand_over()
         return self._shown() if status == DUE else None
 
@@ -89,7 +83,7 @@ class CompiledEngine:
             RuntimeError: if none is.
         """
         self._need_pending()
-        show(self._state, self._desk, True)
+        entries.show(self.addresses)
         return self._shown()
 
     def decide(self, decision: Decision) -> None:
@@ -103,7 +97,7 @@ class CompiledEngine:
         if decision.role_changes:
             self.change_roles(decision.role_changes)
         prompt, token = index(decision.prompt_machine), index(decision.token_machine)
-        if not carry_out(self._state, self._desk, prompt, token, self._unchanged):
+        if not entries.decide(self.addresses, prompt, token, self._unchanged):
             masks = self._desk.prompt_mask, self._desk.token_mask
             raise InvalidDecision(explain_refusal(prompt, token, *masks, self._desk.rows))
         self._hand_over()
@@ -117,7 +111,7 @@ class CompiledEngine:
         """
         self._need_pending()
         for machine, role in changes:
-            if not change(self._state, self._desk, index(machine), index(role)):
+            if not entries.change(self.addresses, index(machine), index(role)):
                 raise InvalidDecision(explain_role(machine, role, self._desk.rows))
         self._hand_over()
 
@@ -133,12 +127,11 @@ class CompiledEngine:
         Returns:
             ``None``; or a view and the decision made there, if that is not permitted. It is still due.
         """
-        announce("loop.run_kernels")
         chosen, new_roles = np.zeros(2, np.int64), np.zeros_like(self._unchanged)
         warmup_s = float(self.scenario.warmup_s)
         status = LOG_IS_FULL
         while status == LOG_IS_FULL:
-            status = run_kernels(self._state, self._desk, *decider, *warmup_decider, warmup_s, chosen, new_roles)
+            status = entries.run_kernels(self.addresses, *decider, *warmup_decider, warmup_s, chosen, new_roles)
             self._hand_over()
         if status != INVALID:
             return None
@@ -148,7 +141,7 @@ class CompiledEngine:
     def finish(self) -> None:
         """After the horizon: nothing more arrives or is decided; what is unfinished is followed for ``drain_s``."""
         last_s = float(self.scenario.horizon_s + self.scenario.drain_s)
-        while follow_up(self._state, self._desk, last_s) != OVER:
+        while entries.follow_up(self.addresses, last_s) != OVER:
             self._hand_over()
         self._hand_over()
 
@@ -162,10 +155,6 @@ class CompiledEngine:
         for array, saved in zip((*self._state, *self._desk), snapshot.arrays, strict=True):
             np.copyto(array, saved)
         self.recorder = copy.deepcopy(snapshot.recorder)
-
-    def addresses(self) -> IntArray:
-        """(NUM_ARRAYS, 3) where the arrays of the state and the books lie, for `splitgym.sim.compiled.slots`."""
-        return addresses((*self._state, *self._desk))
 
     def _need_pending(self) -> None:
         if self._run["pending"] == NO_DECISION:
@@ -182,7 +171,7 @@ class CompiledEngine:
 
     def meters(self) -> Meters:
         """Running totals up to now."""
-        return read_meters(self._state, self.now_s, True)
+        return entries.meters(self.addresses, self.now_s)
 
     def state(self) -> list[MachineState]:
         """The machines as they are."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from splitgym.jit import function_pointer
+from splitgym.sim.compiled.pointers import callable_at
 from splitgym.sim.compiled.state import FloatArray
 
 Function = Callable[..., Any]
@@ -42,7 +39,7 @@ NOTES_SEEN, MASKS_SEEN = range(2)
 class Kernel(NamedTuple):
     """A heuristic's compiled function, its numbers and its memory."""
 
-    address: int  # of its compiled function (`address_of`)
+    address: int  # of its compiled function (`splitgym.sim.compiled.pointers`)
     params: FloatArray
     state: FloatArray
     reads_times: bool  # whether it reads features that `splitgym.sim.books.fill_times` writes
@@ -61,26 +58,5 @@ def kernels_of(policy: object) -> tuple[Kernel, Kernel] | None:
     return policy.kernels() if isinstance(policy, OffersKernels) else None
 
 
-def address_of(function: Function) -> int:
-    """Where the compiled code of a kernel lies."""
-    return int(_compiled(function).address)
-
-
-@functools.cache
-def _compiled(function: Function) -> Any:
-    return function_pointer(function, SIGNATURE)
-
-
-def _make_callable(typing_context, address):  # type: ignore[no-untyped-def]
-    kind = types.FunctionType(SIGNATURE)
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        function = cgutils.create_struct_proxy(kind)(context, builder)  # type: ignore[no-untyped-call]
-        function.c_addr = builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-        return function._getvalue()
-
-    return kind(types.int64), generate
-
-
-function_at: Any = intrinsic(_make_callable)
-"""In compiled code: the kernel at an address. A function itself is slow to hand over, at every call anew."""
+function_at = callable_at(SIGNATURE)
+"""In compiled code: the kernel at an address."""

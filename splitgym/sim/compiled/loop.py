@@ -1,4 +1,4 @@
-"""The loop of a compiled run: to the next decision, through it, and after the horizon."""
+"""The loop of a compiled run: to the next decision, through it, and on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splitgym.hardware.latency import iteration_s
-from splitgym.jit import lean_njit
+from splitgym.jit import lean_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.books import (
     BookArrays,
@@ -26,6 +26,7 @@ from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN, Kernel, functio
 from splitgym.sim.compiled.memory import end_transfer
 from splitgym.sim.compiled.notes import changed_since, note_change
 from splitgym.sim.compiled.roles import change_role, end_switch, settle
+from splitgym.sim.compiled.slots import desk_at, state_at
 from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
 from splitgym.sim.compiled.totals import count_arrival
 from splitgym.sim.rows import FAILED
@@ -137,7 +138,10 @@ def advance(s: State, desk: BookArrays) -> int:
     run = s.run[0]
     while run.pending == NO_DECISION:
         next_s = next_event_s(s)
-        if (run.arrivals_over and run.unfinished == 0) or next_s > run.horizon_s or next_s == NEVER_S:
+        if run.follow_up:
+            if run.unfinished == 0 or next_s > run.last_s or next_s == NEVER_S:
+                return OVER
+        elif (run.arrivals_over and run.unfinished == 0) or next_s > run.horizon_s or next_s == NEVER_S:
             if run.horizon_s != NEVER_S:
                 run.closed_s = run.horizon_s
             return OVER
@@ -145,6 +149,12 @@ def advance(s: State, desk: BookArrays) -> int:
             return LOG_IS_FULL
         step(s, desk)
     return DUE
+
+
+@njit
+def advance_at(a: IntArray) -> int:
+    """`advance`, of the run at these addresses (`splitgym.sim.compiled.slots`)."""
+    return advance(state_at(a), desk_at(a))
 
 
 @lean_njit
@@ -168,15 +178,6 @@ def show(s: State, desk: BookArrays, with_times: bool) -> None:
     fill_request(is_tick, run.now_s, prompt_tokens, predicted, desk)
     if with_times:
         fill_times(is_tick, run.now_s, prompt_tokens, desk)
-
-
-@lean_njit
-def advance_to_view(s: State, desk: BookArrays) -> int:
-    """`advance`, and the whole view where a decision is due."""
-    status = advance(s, desk)
-    if status == DUE:
-        show(s, desk, True)
-    return status
 
 
 @lean_njit
@@ -287,55 +288,3 @@ def ask(s: State, desk: BookArrays, kernel: Kernel, role_mask: BoolArray, new_ro
         new_roles,
     )
     return prompt, token
-
-
-@lean_njit
-def run_kernels(
-    s: State,
-    desk: BookArrays,
-    at_arrival: Kernel,
-    at_tick: Kernel,
-    warming_up: Kernel,
-    warming_up_at_tick: Kernel,
-    warmup_s: float,
-    chosen: IntArray,
-    new_roles: IntArray,
-) -> int:
-    """Run to the end of the decisions; returns OVER, LOG_IS_FULL, or INVALID and the decision left to make."""
-    run = s.run[0]
-    new_roles[:] = -1
-    while True:
-        status = advance(s, desk)
-        if status != DUE:
-            return status
-        is_tick = run.pending == TICK
-        if run.now_s < warmup_s:
-            kernel = warming_up_at_tick if is_tick else warming_up
-        else:
-            kernel = at_tick if is_tick else at_arrival
-        prompt, token = ask(s, desk, kernel, desk.role_mask, new_roles)
-        if not carry_out(s, desk, prompt, token, new_roles):
-            chosen[0] = prompt
-            chosen[1] = token
-            return INVALID
-
-
-@lean_njit
-def follow_up(s: State, desk: BookArrays, last_s: float) -> int:
-    """Nothing more arrives or is decided: follow what is unfinished until ``last_s``; OVER or LOG_IS_FULL."""
-    run = s.run[0]
-    run.follow_up = True
-    run.pending = NO_DECISION
-    while run.unfinished > 0:
-        next_s = next_event_s(s)
-        if next_s > last_s or next_s == NEVER_S:
-            break
-        if run.log_lines > LOG_CHUNK:
-            return LOG_IS_FULL
-        step(s, desk)
-    if run.horizon_s != NEVER_S:
-        is_cut = run.unfinished > 0 and last_s != NEVER_S
-        run.closed_s = last_s if is_cut else max(run.now_s, run.horizon_s)
-    else:
-        run.closed_s = run.now_s
-    return OVER

@@ -130,7 +130,8 @@ RUN = np.dtype(
         ("arrivals_over", "?"),
         ("ticks", "i8"),
         ("next_tick_s", "f8"),
-        ("follow_up", "?"),  # after the horizon
+        ("follow_up", "?"),  # after the horizon, until
+        ("last_s", "f8"),
         ("pending", "i8"),  # kind of the decision that is due
         ("pending_request", "i8"),
         ("first_draining", "i8"),
