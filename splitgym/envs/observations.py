@@ -121,6 +121,7 @@ def observe(
 def observe_changes(
     kind: int,
     machines: FloatArray,
+    times: FloatArray,
     request: FloatArray,
     cluster: FloatArray,
     changed: IntArray,
@@ -128,16 +129,19 @@ def observe_changes(
     arrays: Arrays,
     env: int,
 ) -> None:
-    """`observe`, where no role has changed since the last look, and of the work only that of machines ``changed``."""
+    """`observe`, where no role has changed since the last look, and of the work only that of machines ``changed``.
+
+    The `TIMES` are taken from ``times`` (num_machines, 5) instead of the view.
+    """
     for i in range(len(changed)):
         m = changed[i]
         for k in range(FIRST_WORK, LAST_WORK + 1):
             arrays.machines[env, m, k] = squashed(machines[m, k], scales.machines[0, k], scales.machines[1, k])
     for m in range(len(machines)):
         before = max(m - 1, 0)
-        for k in TIMES:
-            value = machines[m, k]
-            if m > 0 and value == machines[before, k]:  # machines alike are many
+        for i in range(len(TIMES)):
+            k, value = TIMES[i], times[m, i]
+            if m > 0 and value == times[before, i]:  # machines alike stand side by side
                 arrays.machines[env, m, k] = arrays.machines[env, before, k]
             else:
                 arrays.machines[env, m, k] = squashed(value, scales.machines[0, k], scales.machines[1, k])

@@ -11,9 +11,9 @@ from splitgym.envs.actions import ActionRules, is_valid, mark_valid, replace, tr
 from splitgym.envs.observations import Arrays, Scales, observe, observe_changes
 from splitgym.envs.rewards import Mix, Step, weighted
 from splitgym.jit import lean_njit, njit
-from splitgym.sim.books import BookArrays, fill_view, potential
+from splitgym.sim.books import BookArrays, fill_view, potential, show_times
 from splitgym.sim.compiled.kernel import Kernel
-from splitgym.sim.compiled.loop import DUE, INVALID, ask, carry_out, change, show
+from splitgym.sim.compiled.loop import DUE, INVALID, ask, carry_out, change, predict, show
 from splitgym.sim.compiled.notes import changed_since
 from splitgym.sim.compiled.pointers import addresses, floats_at
 from splitgym.sim.compiled.slots import CODE, advance_by, desk_at, state_at
@@ -185,10 +185,11 @@ def step_one(  # type: ignore[no-untyped-def]
     slot.seen = run.noted
     kind, scales, observations = slot.decision_kind, rules.scales, outlook.observations
     if have_masks_changed:
+        show_times(desk)
         observe(kind, desk.machines, desk.request, desk.cluster, scales, observations, env)
     else:
         changed = s.notes[first:end]
-        observe_changes(kind, desk.machines, desk.request, desk.cluster, changed, scales, observations, env)
+        observe_changes(kind, desk.machines, desk.times, desk.request, desk.cluster, changed, scales, observations, env)
     return LEAVE if slot.is_due else ENDED
 
 
@@ -238,7 +239,8 @@ def to_next(  # type: ignore[no-untyped-def]
         if not carry_out(s, desk, prompt, token, new_roles):
             slot.suggested_prompt, slot.suggested_token = prompt, token
             return INVALID
-    show(s, desk, True)
+    show(s, desk, False)
+    predict(s, desk)
     return DUE
 
 

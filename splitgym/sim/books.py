@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.features import NUM_CLUSTER_FEATURES, NUM_MACHINE_FEATURES, NUM_REQUEST_FEATURES
+from splitgym.features import NUM_CLUSTER_FEATURES, NUM_MACHINE_FEATURES, NUM_REQUEST_FEATURES, TIME_FEATURES
 from splitgym.hardware import HardwareProfile
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
@@ -69,6 +69,7 @@ class BookArrays(NamedTuple):
     arrived: FloatArray  # (2, 3): this window, the one before x requests, prompt tokens, output tokens
     window: IntArray  # (1,) which window this is
     masked: IntArray  # (3,) which masks are there (`renew_masks`), -1 if unknown; what fits somewhere; times filled
+    times: FloatArray  # (num_machines, 5) the `TIME_FEATURES`
     machines: FloatArray  # from here on as in ClusterView
     request: FloatArray
     cluster: FloatArray
@@ -106,6 +107,7 @@ class Books:
             arrived=np.zeros((2, 3)),
             window=np.zeros(1, np.int64),
             masked=np.array([-1, -1, 0]),
+            times=np.zeros((count, len(TIME_FEATURES))),
             machines=np.zeros((count, NUM_MACHINE_FEATURES)),
             request=np.zeros(NUM_REQUEST_FEATURES),
             cluster=np.zeros(NUM_CLUSTER_FEATURES),
@@ -192,6 +194,7 @@ def fill_view(
         fill_work(m, books)
     fill_request(is_tick, time_s, prompt_tokens, predicted_output_tokens, books)
     fill_times(is_tick, time_s, prompt_tokens, books)
+    show_times(books)
 
 
 @lean_njit
@@ -247,39 +250,55 @@ def fill_request(
 
 @lean_njit
 def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArrays) -> None:
-    """Write those features of machines that change with time and request, and sums of work over the machines."""
-    laws, cluster = books.laws, books.cluster
+    """Write those features of machines that change with time and request, and sums of work over the machines.
+
+    They go into ``times`` only; `show_times` brings them into the view.
+    """
+    cluster = books.cluster
     total_tokens = total_s = total_decodes = total_context = 0.0
     kv_bytes = books.costs[KV_BYTES_PER_TOKEN] * prompt_tokens
+    last_law = -1
+    last_link = prompt_s = idle_tbt_s = transfer_s = 0.0
     for m in range(len(books.rows)):
-        row, out = books.rows[m], books.machines[m]
+        row, out = books.rows[m], books.times[m]
         pending_s = 0.0
         if row[PENDING_PROMPTS] > 0:
             pending_s = max(row[PENDING_S] - (time_s - row[PROMPT_SINCE_S]), 0.0)
-        out[12] = pending_s
+        out[0] = pending_s
         if is_tick:
-            out[21:25] = 0.0
+            out[1:] = 0.0
         else:
-            twin = int(row[LAW])
-            law = laws[twin]
-            if twin == m:
-                out[21] = iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
-            else:
-                out[21] = books.machines[twin, 21]
-            decodes = int(row[DECODES])
-            context = int(row[CONTEXT])
-            ttft_s = out[21]
+            which, link = int(row[LAW]), books.facts[m, LINK_BYTES_PER_S]
+            law = books.laws[which]
+            if which != last_law:  # machines alike stand side by side
+                last_law = which
+                prompt_s = iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
+                idle_tbt_s = iteration_s(law, 0, 0, 0, 0, 1, prompt_tokens + 1)
+            if link != last_link:
+                last_link = link
+                transfer_s = books.costs[TRANSFER_OVERHEAD_S] + kv_bytes / link
+            decodes, context, joined = int(row[DECODES]), int(row[CONTEXT]), int(row[DECODES] + row[COMING]) + 1
+            ttft_s, tbt_s = prompt_s, idle_tbt_s
             if decodes > 0 or context > 0:
                 ttft_s = iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, decodes, context)
-            out[22] = pending_s + ttft_s
-            joined = decodes + int(row[COMING]) + 1
-            out[23] = iteration_s(law, 0, 0, 0, 0, joined, context + int(row[COMING_CONTEXT]) + prompt_tokens + 1)
-            out[24] = books.costs[TRANSFER_OVERHEAD_S] + kv_bytes / books.facts[m, LINK_BYTES_PER_S]
+            if joined > 1 or context > 0:
+                coming_context = int(row[COMING_CONTEXT]) + prompt_tokens + 1
+                tbt_s = iteration_s(law, 0, 0, 0, 0, joined, context + coming_context)
+            out[1], out[2], out[3], out[4] = prompt_s, pending_s + ttft_s, tbt_s, transfer_s
         total_tokens += row[PENDING_TOKENS]
         total_s += pending_s
         total_decodes += row[DECODES] + row[COMING]
         total_context += row[CONTEXT]
     cluster[3], cluster[4], cluster[5], cluster[6] = total_tokens, total_s, total_decodes, total_context
+
+
+@lean_njit
+def show_times(books: BookArrays) -> None:
+    """Bring what `fill_times` wrote into the view."""
+    for m in range(len(books.rows)):
+        out, times = books.machines[m], books.times[m]
+        out[12] = times[0]
+        out[21], out[22], out[23], out[24] = times[1], times[2], times[3], times[4]
 
 
 @lean_njit

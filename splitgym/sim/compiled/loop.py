@@ -16,6 +16,7 @@ from splitgym.sim.books import (
     fill_times,
     fill_work,
     renew_masks,
+    show_times,
 )
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, MACHINE_START, TRANSFER_END
 from splitgym.sim.compiled import log as lg
@@ -177,7 +178,16 @@ def show(s: State, desk: BookArrays, with_times: bool) -> None:
     run.shown = run.noted
     fill_request(is_tick, run.now_s, prompt_tokens, predicted, desk)
     if with_times:
-        fill_times(is_tick, run.now_s, prompt_tokens, desk)
+        predict(s, desk)
+        show_times(desk)
+
+
+@lean_njit
+def predict(s: State, desk: BookArrays) -> None:
+    """`fill_times`, for the decision that is due."""
+    run = s.run[0]
+    prompt_tokens = s.requests[run.pending_request].prompt_tokens if run.pending_request >= 0 else 0
+    fill_times(run.pending == TICK, run.now_s, prompt_tokens, desk)
 
 
 @lean_njit
