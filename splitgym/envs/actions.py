@@ -103,9 +103,14 @@ class Actions:
         Raises:
             SplitgymError: if one is not in the action space.
         """
-        values = np.asarray(actions)
-        if values.dtype.kind in "iu" and values.size == count * len(self.rules.sizes):
-            choices: IntArray = values.astype(np.int64).reshape(count, -1)
+        try:
+            values = np.asarray(actions)
+        except ValueError:  # ragged
+            values = np.zeros(0)
+        heads = len(self.rules.sizes)
+        shapes = {(count, heads)} | ({(count,)} if heads == 1 else set()) | ({(heads,)} if count == 1 else set())
+        if values.dtype.kind in "iu" and (values.shape in shapes or values.size == count == heads == 1):
+            choices: IntArray = values.astype(np.int64).reshape(count, heads)
             if (choices.view(np.uint64) < self._sizes).all():  # a negative one is a large one
                 return choices
         several = "" if count == 1 else f" for each of {count} environments"

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import index
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.seeding import np_random
 
 from splitgym.envs.actions import role_changes
@@ -36,7 +38,6 @@ from splitgym.randomness import Streams
 from splitgym.sim.cluster import Scenario
 from splitgym.sim.compiled.engine import CompiledEngine, Snapshot
 from splitgym.sim.compiled.kernel import Kernel
-from splitgym.sim.ledger import Meters
 from splitgym.view import DECISION_KINDS, ClusterView, Decision
 
 IntArray = npt.NDArray[np.int64]
@@ -47,10 +48,12 @@ BoolArray = npt.NDArray[np.bool_]
 class EnvState:
     """An environment in the middle of an episode: its run copied, or the decisions that lead there again."""
 
+    kind: str
     scenario: Scenario
     run: Snapshot | tuple[Decision, ...]
     memories: tuple[npt.NDArray[np.float64], ...]  # of the policies that are not the learner
     slot: npt.NDArray[np.void]  # (1,) SLOT
+    shown: tuple[npt.NDArray[Any], ...] | None  # at the end of an episode, what the learner sees
     episode_number: int
     np_random: Mapping[str, Any]
 
@@ -89,6 +92,7 @@ class Batch:
         self.episode_numbers = [0] * count
         self.episodes: list[Episode | None] = [None] * count
         self._begun = 0  # of them
+        self._crews: list[tuple[Kernel, ...]] = [()] * count  # what `_table` points at must be kept
         self._rosters: list[Roster] = [setting.roster(env) for env in range(count)]
         num_machines = setting.cluster.num_machines
         self._new_roles: IntArray = np.full((count, num_machines), -1)
@@ -123,6 +127,10 @@ class Batch:
         """
         for env, seed in zip(envs, seeds, strict=True):
             if seed is not None:
+                try:
+                    seed = index(seed)
+                except TypeError:
+                    raise SplitgymError(f"seed: {seed!r} is not a whole number") from None
                 self.generators[env] = np_random(seed)[0]
                 self.episode_numbers[env] = 0
             chosen = self._scenario_seed(env, seed)
@@ -142,7 +150,10 @@ class Batch:
 
         Raises:
             SplitgymError: if a policy decides what is not permitted.
+            ResetNeeded: if there are environments in which no episode has begun.
         """
+        if not self.has_begun:
+            raise ResetNeeded("no episode has begun: call reset() before step()")
         for env in self._carry_on(envs, STEP, choices):
             self.is_over[env] = True
 
@@ -199,25 +210,33 @@ class Batch:
         if episode.waits:
             assert isinstance(episode.engine, CompiledEngine)
             run = episode.engine.clone_state()
+        seen = (*self.outlook.observations, self.outlook.valid)
         return EnvState(
+            self.setting.kind,
             episode.scenario,
             run,
-            tuple(memory.copy() for memory in self._memories(env)),
+            tuple(kernel.state.copy() for kernel in self._crews[env]),
             self.slots[env : env + 1].copy(),
+            None if self.slots[env]["is_due"] else tuple(values[env].copy() for values in seen),
             self.episode_numbers[env],
             self.generators[env].bit_generator.state,
         )
 
     def restore_state(self, env: int, state: EnvState) -> None:
-        """Go back to ``state``: by copying arrays, or, where a Python policy or engine takes part, by replay."""
+        """Go back to ``state``: by copying arrays, or, where a Python policy or engine takes part, by replay.
+
+        Raises:
+            SplitgymError: if it is one of another kind of environment.
+        """
+        self._check(state)
         episode = self.episodes[env]
         if episode is None or episode.scenario is not state.scenario or not episode.waits:
             episode = self._install(env, state.scenario)
         if isinstance(state.run, Snapshot):
             assert isinstance(episode.engine, CompiledEngine)
             episode.engine.restore_state(state.run)
-            for memory, saved in zip(self._memories(env), state.memories, strict=True):
-                np.copyto(memory, saved)
+            for kernel, saved in zip(self._crews[env], state.memories, strict=True):
+                np.copyto(kernel.state, saved)
         else:
             for decision in state.run:
                 episode.decide(decision)
@@ -228,6 +247,14 @@ class Batch:
         self.generators[env].bit_generator.state = state.np_random
         self.slots[env]["seen"] = 0  # what is observed now may be anything
         look(self.slots, env, episode.engine.books.arrays, self.setting.rules, self.outlook)
+        if state.shown is not None:  # following what was unfinished has moved the run on
+            for values, saved in zip((*self.outlook.observations, self.outlook.valid), state.shown, strict=True):
+                values[env] = saved
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied or pickled as the states that it is in."""
+        states = [None if self.episodes[env] is None else self.clone_state(env) for env in range(self.count)]
+        return _rebuilt, (self.setting, self.count, len(self._shares), states)
 
     # --- parts --------------------------------------------------------------------------------------------------
 
@@ -245,23 +272,34 @@ class Batch:
     def _kernels(self, env: int) -> tuple[Kernel, ...]:
         return (self._rosters[env].kernels() if self._is_compiled else None) or ()
 
-    def _memories(self, env: int) -> tuple[npt.NDArray[np.float64], ...]:
-        return tuple(kernel.state for kernel in self._kernels(env))
+    def _check(self, state: EnvState) -> None:
+        machines, count = state.scenario.cluster.num_machines, self.setting.cluster.num_machines
+        sizes = [kernel.state.size for kernel in self._kernels(0)]
+        fits = state.kind == self.setting.kind and machines == count
+        fits = fits and isinstance(state.run, Snapshot) == self._is_compiled
+        if self._is_compiled and self.episodes[0] is not None:
+            fits = fits and [memory.size for memory in state.memories] == sizes
+        if not fits:
+            raise SplitgymError(
+                f"restore_state: the state of a {state.kind} environment with {machines} machines does not fit this "
+                f"{self.setting.kind} environment with {count}; take it from one with the same arguments"
+            )
 
     def _install(self, env: int, scenario: Scenario) -> Episode:
         """Put a run of ``scenario`` in the place of ``env``."""
         setting = self.setting
-        self._begun += self.episodes[env] is None
         episode = Episode(scenario, self._rosters[env], setting.record, setting.engine, waits=self._is_compiled)
+        self._begun += self.episodes[env] is None
         self.episodes[env] = episode
         if self._is_compiled:
             assert isinstance(episode.engine, CompiledEngine)
-            rows = [kernel_rows(kernel) for kernel in self._kernels(env)]
+            self._crews[env] = self._kernels(env)
+            rows = [kernel_rows(kernel) for kernel in self._crews[env]]
             self._table[env] = np.concatenate([episode.engine.addresses, *rows])
         slot = self.slots[env]
         for name in SLOT.names or ():
             slot[name] = 0
-        slot["masked"] = -1
+        slot["masked"] = slot["suggested_prompt"] = slot["suggested_token"] = -1
         slot["warmup_s"] = scenario.warmup_s
         slot["ends_at_horizon"] = episode.ends_at_horizon
         slot["idle_kind"], slot["idle_prompt_tokens"], slot["idle_predicted"] = episode.shown_at_the_end
@@ -272,7 +310,9 @@ class Batch:
         """Run to the learners' next decisions; returns the environments in which there is none."""
         if not self._is_compiled:
             for env in envs.tolist():
+                self.is_over[env] = True  # should a policy fail
                 self._carry_on_in_python(env, order, choices)
+                self.is_over[env] = False
             return [env for env in envs.tolist() if not self.slots["is_due"][env]]
         self._orders[envs] = order
         arguments: tuple[Any, ...] = (
@@ -295,8 +335,11 @@ class Batch:
         ended = np.flatnonzero(self._orders == ENDED).tolist()
         refused = np.flatnonzero(self._orders == REFUSED).tolist()
         self._orders[:] = LEAVE
-        for env in refused:
-            self._refuse(env)
+        if refused:
+            self.is_over[ended + refused] = True
+            left = self._new_roles[refused[0]].copy()
+            self._new_roles[refused] = -1
+            self._refuse(refused[0], left)
         return ended
 
     def _carry_on_in_python(self, env: int, order: int, choices: IntArray) -> None:
@@ -316,18 +359,21 @@ class Batch:
         note_one(self.slots, env, desk, rules, episode.engine.meters(), order == BEGIN)
         look(self.slots, env, desk, rules, self.outlook)
 
-    def _refuse(self, env: int) -> None:
-        new_roles, slot = self._new_roles[env], self.slots[env]
-        decision = Decision(int(slot["suggested_prompt"]), int(slot["suggested_token"]), role_changes(new_roles))
-        new_roles[:] = -1
-        self.is_over[env] = True
-        self._episode(env).refuse(decision)
-
-    def meters(self, env: int) -> Meters:
-        """Totals of ``env``'s run up to now."""
-        return self._episode(env).engine.meters()
+    def _refuse(self, env: int, new_roles: IntArray) -> None:
+        """Say who decided what is not permitted, ``new_roles`` being the changes still to make."""
+        slot = self.slots[env]
+        named = int(slot["suggested_prompt"]), int(slot["suggested_token"])
+        self._episode(env).refuse(Decision(*named, role_changes(new_roles)))
 
     def close(self) -> None:
         """Let go of the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+
+def _rebuilt(setting: Setting, count: int, threads: int, states: Sequence[EnvState | None]) -> Batch:
+    batch = Batch(setting, count, threads)
+    for env, state in enumerate(states):
+        if state is not None:
+            batch.restore_state(env, state)
+    return batch

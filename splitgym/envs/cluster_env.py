@@ -235,14 +235,19 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
     def restore_state(self, state: EnvState) -> Observation:
         """Go back to ``state``.
 
-        Arrays are copied; where the engine, or a policy that decides what the learner does not, is not compiled, the
-        decisions are taken again, which takes as long as they did.
+        Arrays are copied; where the engine, or a policy that decides what the learner does not, is not compiled, or
+        with ``record=True``, the decisions are taken again, which takes as long as they did.
+
+        Raises:
+            SplitgymError: if the state is one of another kind of environment.
 
         Returns:
             the observation there.
         """
         self._batch.restore_state(0, state)
         self.np_random = self._batch.generators[0]
+        self._history = None
+        self._remember()
         return self._batch.observation(0)
 
     # --- parts --------------------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from splitgym.cards import KINDS, Card, load_card
 from splitgym.envs.actions import make_actions
@@ -60,6 +63,14 @@ class Setting:
         self.card = card if isinstance(card, Card) else load_card(card)
         self.kind = known("kind", kind or self.card.defaults.kind, KINDS)
         self.split = known("split", split, SPLITS)
+        for name, number in (
+            ("rate", rate),
+            ("gamma", gamma),
+            ("horizon_s", horizon_s),
+            ("max_machines", max_machines),
+        ):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float | np.number)):
+                raise SplitgymError(f"{name}: {number!r} is not a number")
         if not 0 <= gamma <= 1:
             raise SplitgymError(f"gamma: {gamma!r} is not in [0, 1]; give the learner's discount")
         if rate is not None and not 0 < rate < float("inf"):
@@ -89,6 +100,23 @@ class Setting:
         if self.kind == "joint" and other is not None:
             raise SplitgymError("other: kind 'joint' leaves nothing to decide; leave it out")
 
+    @classmethod
+    def of(cls, card: str | Path | Card | Setting | None, arguments: Mapping[str, Any]) -> Setting:
+        """A setting with these further arguments, or the one that is given.
+
+        Raises:
+            SplitgymError: if one is unknown, or a setting is given and arguments as well.
+        """
+        if isinstance(card, Setting):
+            if arguments:
+                raise SplitgymError(f"{next(iter(arguments))}: the setting that is given says it already; leave it out")
+            return card
+        known_names = inspect.signature(cls).parameters
+        for name in arguments:
+            if name not in known_names:
+                raise SplitgymError(f"{name}: unknown argument{did_you_mean(name, known_names)}")
+        return cls(card, **arguments)
+
     def roster(self, env: int) -> Roster:
         """Policies for environment ``env`` of a batch, its own; a policy that was handed over serves the first."""
         defaults, folder = self.card.defaults, self.card.folder
@@ -96,6 +124,8 @@ class Setting:
         def policy(spec: str | Decider) -> Decider:
             if isinstance(spec, str):
                 return make_policy(spec, folder)
+            if not (hasattr(spec, "decide") and hasattr(spec, "reset")):
+                raise SplitgymError(f"other: {spec!r} is no policy; give a name, or an object with reset and decide")
             return spec if env == 0 else copy.deepcopy(spec)
 
         other = None if self.kind == "joint" else policy(self._other or defaults.other)

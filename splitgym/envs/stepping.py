@@ -323,6 +323,7 @@ def look(slots: Records, env: int, desk: BookArrays, rules: Rules, outlook: Outl
     """Write all that the learner sees."""
     slot = slots[env]
     slot.masked = -1
+    show_times(desk)
     show_end(slot, desk)
     mark(slot, desk, rules, outlook.valid[env])
     observe(slot.decision_kind, desk.machines, desk.request, desk.cluster, rules.scales, outlook.observations, env)

@@ -14,7 +14,6 @@ from gymnasium.vector.utils import batch_space
 
 from splitgym.cards import Card
 from splitgym.envs.batch import Batch, EnvState
-from splitgym.envs.cluster_env import ClusterEnv
 from splitgym.envs.observations import Observation
 from splitgym.envs.setting import Setting
 from splitgym.errors import SplitgymError, did_you_mean
@@ -61,11 +60,11 @@ class ClusterVectorEnv(VectorEnv[Observation, Any, Any]):
     ) -> None:
         if render_mode is not None:
             raise SplitgymError(f"render_mode: {render_mode!r} is for one environment; use gymnasium.make")
-        self.setting = Setting(card, **environment)
+        self.setting = Setting.of(card, environment)
         self._batch = Batch(self.setting, num_envs, threads)
         self.num_envs = num_envs
         self.autoreset_mode = _mode(autoreset_mode)
-        self.metadata = {**ClusterEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self.single_action_space = self.setting.actions.space
         self.single_observation_space = self.setting.observer.space
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -105,10 +104,8 @@ class ClusterVectorEnv(VectorEnv[Observation, Any, Any]):
         """
         batch = self._batch
         choices = self.setting.actions.parse(actions, self.num_envs)
-        if not batch.has_begun:
-            raise ResetNeeded("no episode has begun: call reset() before step()")
         going = batch.every
-        if batch.is_over.any():  # NextStep: their next episode begins now
+        if batch.has_begun and batch.is_over.any():  # NextStep: their next episode begins now
             going, ended = np.flatnonzero(~batch.is_over), np.flatnonzero(batch.is_over).tolist()
             if self.autoreset_mode == AutoresetMode.DISABLED:
                 raise ResetNeeded(f"episodes {ended} are over: call reset(options={{'reset_mask': …}}) before step()")

@@ -285,18 +285,8 @@ def _make_environments(card: Card, config: RunConfig, settings: Settings) -> Sch
         if name in arguments:
             raise SplitgymError(f"environment: {name!r} is an argument of train() or fixed by it; leave it out")
 
-    try:
-        setting = Setting(
-            card,
-            kind=config.kind,
-            reward=config.reward,
-            gamma=settings.discount,
-            split="train",
-            other=config.other,
-            **arguments,
-        )
-    except TypeError as error:
-        raise SplitgymError(f"environment: {error}; see splitgym.envs.ClusterEnv") from None
+    arguments |= {"kind": config.kind, "reward": config.reward, "gamma": settings.discount, "other": config.other}
+    setting = Setting.of(card, arguments)
     if config.algorithm == "dqn" and not isinstance(setting.actions.space, spaces.Discrete):
         mend = (
             "train kind 'repurposing', or alternate the two halves"

@@ -48,7 +48,7 @@ class SchedulingVecEnv(VecEnv):
         threads: int = 1,
         **environment: Any,
     ) -> None:
-        self.setting = card if isinstance(card, Setting) else Setting(card, **environment)
+        self.setting = Setting.of(card, environment)
         self.render_mode = None
         self._batch = Batch(self.setting, num_envs, threads)
         self._reward_scale = reward_scale
@@ -61,7 +61,11 @@ class SchedulingVecEnv(VecEnv):
 
     def reset(self) -> Observation:
         """Start all episodes, with the seeds last given to ``seed``."""
-        self._batch.reset(range(self.num_envs), self._seeds)
+        if any(self._options):
+            for env in range(self.num_envs):
+                self._batch.reset([env], [self._seeds[env]], self._options[env])
+        else:
+            self._batch.reset(range(self.num_envs), self._seeds)
         self.reset_infos = [self._batch.info(env) for env in range(self.num_envs)]
         self._returns[:], self._lengths[:], self._cut_at_s[:] = 0.0, 0, np.inf
         if self._stagger:
@@ -72,6 +76,7 @@ class SchedulingVecEnv(VecEnv):
                 counted_s = scenario.horizon_s - scenario.warmup_s
                 self._cut_at_s[env] = scenario.warmup_s + counted_s * (env + 1) / self.num_envs
         self._reset_seeds()
+        self._reset_options()
         return self.observations()
 
     def observations(self) -> Observation:

@@ -12,7 +12,7 @@ from splitgym.policies import predictive
 from splitgym.policies.compiled import Builtin, CompiledPolicy
 from splitgym.policies.kernels import OUTPUT_TOKENS
 from splitgym.sim.cluster import Cluster, Scenario
-from splitgym.sim.reference import ReferenceEngine
+from splitgym.sim.compiled.engine import CompiledEngine
 from splitgym.view import TICK, ClusterView, Decision
 
 _LEAST_E2E = Builtin("least-e2e", "routing", "", predictive.least_e2e)
@@ -70,9 +70,8 @@ class Lookahead:
 
     What follows is simulated with true arrivals and lengths, `lmetric` deciding, for ``lookahead_s``; the
     pair with the least slowdown charged so far and predicted to remain wins, ties going to the lowest prompt
-    machine, then token machine. The reference engine cannot be copied, so each trial replays the run: the
-    cost grows with the square of the requests times the square of the machines. It must decide from the start
-    of the run, warm-up included.
+    machine, then token machine. Each trial replays the run up to now: the cost grows with the square of the
+    requests times the square of the machines. It must decide from the start of the run, warm-up included.
 
     Args:
         lookahead_s: how far each trial looks.
@@ -87,7 +86,6 @@ class Lookahead:
 
     def reset(self, cluster: Cluster, seed: int) -> None:
         """Begin a run."""
-        self._follow_up.reset(cluster, seed)
         self._made = []
 
     def observe_scenario(self, scenario: Scenario) -> None:
@@ -118,7 +116,7 @@ class Lookahead:
         """The slowdown charged until ``lookahead_s`` from now, and what is predicted to remain then."""
         assert scenario is not None
         until_s = time_s + self.lookahead_s
-        engine = ReferenceEngine(replace(scenario, horizon_s=min(scenario.horizon_s, until_s)))
+        engine = CompiledEngine(replace(scenario, horizon_s=min(scenario.horizon_s, until_s)))
         view = engine.advance()
         for made in self._made:
             engine.decide(made)
@@ -126,6 +124,7 @@ class Lookahead:
         if view is None or not math.isclose(view.time_s, time_s):
             raise SplitgymError(f"policy {self.name!r} must decide from the start: name it as warm-up policy, too")
         engine.decide(candidate)
-        while (view := engine.advance()) is not None:
-            engine.decide(self._follow_up.decide(view))
+        self._follow_up.reset(scenario.cluster, scenario.seed)
+        kernels = self._follow_up.kernels()
+        engine.run_kernels(kernels, kernels)
         return engine.meters().slowdown + engine.books.potential(engine.now_s)

@@ -68,7 +68,7 @@ class BookArrays(NamedTuple):
     costs: FloatArray  # KV bytes per token, transfer overhead, switching time, least KV capacity of a machine
     arrived: FloatArray  # (2, 3): this window, the one before x requests, prompt tokens, output tokens
     window: IntArray  # (1,) which window this is
-    masked: IntArray  # (3,) which masks are there (`renew_masks`), -1 if unknown; what fits somewhere; times filled
+    masked: IntArray  # (3,) which masks are there (`renew_masks`), -1 if unknown; what fits somewhere; how often filled
     times: FloatArray  # (num_machines, 5) the `TIME_FEATURES`
     machines: FloatArray  # from here on as in ClusterView
     request: FloatArray

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import gymnasium
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import splitgym  # noqa: F401  (registers the environments)
 from splitgym.envs import ClusterEnv, ClusterVectorEnv
 from splitgym.errors import SplitgymError
 from splitgym.policies import make_policy
+from tests.envs.play import sampler
 
 VARIANTS = [
     {"kind": "routing"},
@@ -173,7 +177,7 @@ def test_a_restored_state_goes_on_as_the_original(mini, other):
     vector.reset(seed=5)
     rng = np.random.default_rng(2)
     for _ in range(60):
-        vector.step(actions_of(rng, vector))
+        seen = vector.step(actions_of(rng, vector))[0]
     state = vector.clone_state()
     first, masks = vector.step(actions_of(np.random.default_rng(9), vector)), vector.action_masks()
 
@@ -182,11 +186,77 @@ def test_a_restored_state_goes_on_as_the_original(mini, other):
         return [envs.step(actions_of(rng, envs, masked=False)) for _ in range(350)]  # into the next episodes
 
     original = go_on(vector)
-    for copy in (vector, ClusterVectorEnv(2, mini, other=other)):
-        copy.restore_state(state)
-        assert same(copy.step(actions_of(np.random.default_rng(9), copy)), first)
-        assert np.array_equal(copy.action_masks(), masks)
-        assert all(map(same, go_on(copy), original))
+    for other_one in (vector, ClusterVectorEnv(2, mini, other=other)):
+        assert same(other_one.restore_state(state), seen)
+        assert same(other_one.step(actions_of(np.random.default_rng(9), other_one)), first)
+        assert np.array_equal(other_one.action_masks(), masks)
+        assert all(map(same, go_on(other_one), original))
+
+
+def test_the_end_of_an_episode_can_be_restored(mini):
+    vector = ClusterVectorEnv(2, mini)
+    (observations, *_), _ = play_to_an_end(vector)
+    masks = vector.action_masks()
+    twin = ClusterVectorEnv(2, mini)
+    assert same(twin.restore_state(vector.clone_state()), observations)
+    assert np.array_equal(twin.action_masks(), masks)
+    actions = np.tile([0, 2], (2, 1))
+    assert same(vector.step(actions)[:4], twin.step(actions)[:4])
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+@pytest.mark.parametrize("kind", ["routing", "joint"])
+def test_a_copy_lives_its_own_life(mini, duplicate, kind):
+    env = ClusterEnv(mini, kind=kind)
+    env.reset(seed=5)
+    act = sampler(0, env)
+    for _ in range(30):
+        env.step(act(env.view))
+    twin = duplicate(env)
+    before = env.clone_state().slot
+    action = act(env.view)
+    answers = [twin.step(action)]
+    assert env.clone_state().slot == before
+    answers.append(env.step(action))
+    assert same(answers[0], answers[1])
+
+
+def test_a_state_of_another_environment_is_refused(mini):
+    states = []
+    for variant in (
+        {"machines": "prompt=30:h100-80gb,token=30:h100-80gb"},
+        {"engine": "reference"},
+        {"kind": "joint"},
+        {},
+    ):
+        env = ClusterEnv(mini, **variant)
+        env.reset(seed=1)
+        states.append(env.clone_state())
+    for state in states[:3]:
+        with pytest.raises(
+            SplitgymError, match=r"restore_state: the state of a \w+ environment with \d+ machines does not fit"
+        ):
+            env.restore_state(state)
+    env.restore_state(states[3])
+    env.step(np.array([0, 2]))
+
+
+def test_every_id_makes_a_vector():
+    for name in [name for name in gymnasium.registry if name.startswith("splitgym/") and "Cluster" not in name]:
+        envs = gymnasium.make_vec(name, num_envs=2)
+        observations, _ = envs.reset(seed=0)
+        assert observations in envs.observation_space
+        assert envs.step(actions_of(np.random.default_rng(0), envs))[0] in envs.observation_space
+
+
+def test_gymnasiums_vector_wrappers(mini):
+    envs = gymnasium.wrappers.vector.RecordEpisodeStatistics(ClusterVectorEnv(2, mini))
+    envs.reset(seed=0)
+    rng = np.random.default_rng(0)
+    infos = {}
+    while "episode" not in infos:
+        *_, infos = envs.step(actions_of(rng, envs.unwrapped))
+    assert (infos["episode"]["l"] > 100).any()
 
 
 def test_one_and_several_are_made_by_gymnasium():
@@ -223,6 +293,9 @@ def test_seeds(mini):
         ({"num_envs": 2, "threads": 0}, "threads: 0; give a whole number"),
         ({"num_envs": 2, "autoreset_mode": "samestep"}, "autoreset_mode: unknown 'samestep'; did you mean 'SameStep'?"),
         ({"num_envs": 2, "render_mode": "ansi"}, "render_mode: 'ansi' is for one environment"),
+        ({"num_envs": 2, "max_machine": 4}, "max_machine: unknown argument; did you mean 'max_machines'?"),
+        ({"num_envs": 2, "rate": "8"}, "rate: '8' is not a number"),
+        ({"num_envs": 2, "other": 3}, "other: 3 is no policy"),
         ({"num_envs": 2, "kind": "rooting"}, "kind: unknown 'rooting'; did you mean 'routing'?"),
     ],
 )
@@ -238,7 +311,7 @@ def test_mistakes_in_calls(mini):
         with pytest.raises(ResetNeeded):
             call()
     vector.reset(seed=0)
-    for actions in (np.zeros((3, 2), int), np.full((2, 2), 4), np.zeros((2, 2)), None):
+    for actions in (np.zeros((3, 2), int), np.zeros(4, int), [[1], [1, 2]], np.full((2, 2), 4), np.zeros((2, 2)), None):
         with pytest.raises(SplitgymError, match=r"is not in MultiDiscrete\(\[4 4\]\) for each of 2 environments"):
             vector.step(actions)
     with pytest.raises(SplitgymError, match="3 seeds for 2 environments"):

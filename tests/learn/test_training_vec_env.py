@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gymnasium.error import ResetNeeded
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
+from splitgym.envs.setting import Setting
+from splitgym.errors import SplitgymError
 from splitgym.learn.vec_env import SchedulingVecEnv
 
 
@@ -71,9 +75,29 @@ def test_a_restored_state_goes_on_as_the_original() -> None:
     state = original.state()
     copy = make(2)
     copy.restore(state)
+    for key, values in original.observations().items():
+        np.testing.assert_array_equal(values, copy.observations()[key])
     for left, right in zip(play(original, 250, seed=1), play(copy, 250, seed=1), strict=True):
         for key in left[0]:
             np.testing.assert_array_equal(left[0][key], right[0][key])
         np.testing.assert_array_equal(left[1], right[1])
         np.testing.assert_array_equal(left[2], right[2])
         assert [info.get("episode") for info in left[3]] == [info.get("episode") for info in right[3]]
+
+
+def test_the_tools_of_stable_baselines_wrap_it() -> None:
+    vec = VecMonitor(VecNormalize(SchedulingVecEnv(2, "Toy", kind="routing"), norm_obs=False))
+    vec.reset()
+    ends = [info for step in range(450) for info in vec.step(np.zeros((2, 2), int))[3] if "episode" in info]
+    assert ends and all(info["scorecard"]["slowdown"] > 1 for info in ends)
+
+
+def test_mistakes() -> None:
+    with pytest.raises(ResetNeeded):
+        SchedulingVecEnv(2, "Toy").step(np.zeros((2, 2), int))
+    with pytest.raises(SplitgymError, match="kind: the setting that is given says it already"):
+        SchedulingVecEnv(2, Setting("Toy"), kind="joint")
+    vec = SchedulingVecEnv(2, "Toy")
+    vec.set_options({"tracee": 1})
+    with pytest.raises(SplitgymError, match="options: unknown 'tracee'"):
+        vec.reset()

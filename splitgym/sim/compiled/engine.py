@@ -66,6 +66,12 @@ class CompiledEngine:
         """Whose arrival asks for a decision; -1 at a tick."""
         return int(self._run["pending_request"])
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copied or loaded: its arrays lie elsewhere now."""
+        self.__dict__.update(state)
+        self._run = self._state.run[0]
+        self.addresses = run_rows(self._state, self._desk, address_of(advance_at, ADVANCE))
+
     # --- driving ------------------------------------------------------------------------------------------------
 
     def advance(self) -> ClusterView | None:
@@ -147,14 +153,18 @@ class CompiledEngine:
 
     def clone_state(self) -> Snapshot:
         """A copy of the state, to come back to with `restore_state`."""
-        arrays = tuple(array.copy() for array in (*self._state, *self._desk))
+        arrays = tuple(array.copy() for array in self._arrays())
         return Snapshot(arrays, copy.deepcopy(self.recorder))
 
     def restore_state(self, snapshot: Snapshot) -> None:
         """Go back to a state of this engine, or of another of the same scenario."""
-        for array, saved in zip((*self._state, *self._desk), snapshot.arrays, strict=True):
+        for array, saved in zip(self._arrays(), snapshot.arrays, strict=True):
             np.copyto(array, saved)
         self.recorder = copy.deepcopy(snapshot.recorder)
+
+    def _arrays(self) -> list[npt.NDArray[Any]]:
+        """Each array once: state and books share some."""
+        return list({id(array): array for array in (*self._state, *self._desk)}.values())
 
     def _need_pending(self) -> None:
         if self._run["pending"] == NO_DECISION:

@@ -20,6 +20,8 @@ Records = npt.NDArray[np.void]
 NEVER_S = float("inf")
 NO_DECISION = -1
 
+_MOST_TOKENS = 2**31 - 1  # of a prompt or an output; one that has more fits nowhere anyway
+
 # Lists are chained through records: -1 ends a chain. A request is in one list of those that share a link at a time.
 REQUEST = np.dtype(
     [
@@ -277,8 +279,8 @@ def _requests(scenario: Scenario) -> Records:
     baseline = baseline_of(cluster, given)
     requests = _blank(len(given), REQUEST)
     requests["arrival_s"] = given.arrival_s
-    requests["prompt_tokens"] = given.prompt_tokens
-    requests["output_tokens"] = given.output_tokens
+    requests["prompt_tokens"] = np.minimum(given.prompt_tokens, _MOST_TOKENS)
+    requests["output_tokens"] = np.minimum(given.output_tokens, _MOST_TOKENS)
     requests["predicted"] = given.predicted_output_tokens
     requests["prompt_weight"] = baseline.prompt_weight
     requests["token_weight"] = baseline.token_weight
