@@ -6,7 +6,8 @@ The engines (and the router) write them as things happen; `fill_view` turns them
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -79,12 +80,17 @@ class BookArrays(NamedTuple):
 
 
 class Books:
-    """One row per machine, and what arrived lately."""
+    """One row per machine, and what arrived lately.
 
-    def __init__(self, cluster: Cluster) -> None:
+    Args:
+        cluster: whose machines they are.
+        zeros: makes the arrays that change, as `numpy.zeros` does.
+    """
+
+    def __init__(self, cluster: Cluster, zeros: Callable[..., npt.NDArray[Any]] = np.zeros) -> None:
         machines = cluster.machines
         count = len(machines)
-        self.rows: FloatArray = np.zeros((count, NUM_COLUMNS))
+        self.rows: FloatArray = zeros((count, NUM_COLUMNS))
         self.rows[:, ROLE] = [machine.role for machine in machines]
         self.laws = cluster.laws
         first_with: dict[bytes, int] = {}
@@ -104,17 +110,19 @@ class Books:
                     self.facts[:, KV_CAPACITY].min(),
                 ]
             ),
-            arrived=np.zeros((2, 3)),
-            window=np.zeros(1, np.int64),
-            masked=np.array([-1, -1, 0]),
-            times=np.zeros((count, len(TIME_FEATURES))),
-            machines=np.zeros((count, NUM_MACHINE_FEATURES)),
-            request=np.zeros(NUM_REQUEST_FEATURES),
-            cluster=np.zeros(NUM_CLUSTER_FEATURES),
-            prompt_mask=np.zeros(count, np.bool_),
-            token_mask=np.zeros(count, np.bool_),
-            role_mask=np.zeros((count, 3), np.bool_),
+            arrived=zeros((2, 3)),
+            window=zeros(1, np.int64),
+            masked=zeros(3, np.int64),
+            times=zeros((count, len(TIME_FEATURES))),
+            machines=zeros((count, NUM_MACHINE_FEATURES)),
+            request=zeros(NUM_REQUEST_FEATURES),
+            cluster=zeros(NUM_CLUSTER_FEATURES),
+            prompt_mask=zeros(count, np.bool_),
+            token_mask=zeros(count, np.bool_),
+            role_mask=zeros((count, 3), np.bool_),
         )
+
+        self.arrays.masked[:2] = -1
 
     def arrived(self, time_s: float, prompt_tokens: int, predicted_output_tokens: float) -> None:
         """Count an arrival in the rates."""

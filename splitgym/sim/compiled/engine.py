@@ -13,12 +13,13 @@ from splitgym.jit import announce
 from splitgym.sim.books import Books
 from splitgym.sim.cluster import Scenario
 from splitgym.sim.compiled import entries
+from splitgym.sim.compiled.arena import Arena
 from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.compiled.log import hand_over
 from splitgym.sim.compiled.loop import DUE, INVALID, LOG_IS_FULL, OVER, advance_at
 from splitgym.sim.compiled.pointers import address_of
 from splitgym.sim.compiled.slots import ADVANCE, run_rows
-from splitgym.sim.compiled.state import NO_DECISION, State, new_state, rows_of
+from splitgym.sim.compiled.state import NO_DECISION, State, new_state, rows_of, size_of
 from splitgym.sim.ledger import Meters
 from splitgym.sim.outside import InvalidDecision, MachineState, describe_extrapolations, explain_refusal, explain_role
 from splitgym.sim.recorder import Recorder
@@ -46,10 +47,11 @@ class CompiledEngine:
 
     def __init__(self, scenario: Scenario, *, record: bool = False) -> None:
         self.scenario = scenario
-        self.books = Books(scenario.cluster)
+        zeros = Arena(size_of(scenario)).zeros
+        self.books = Books(scenario.cluster, zeros)
         self.recorder = Recorder() if record else None
         self._desk = self.books.arrays
-        self._state: State = new_state(scenario, self.books, record=record)
+        self._state: State = new_state(scenario, self.books, record=record, zeros=zeros)
         self._run = self._state.run[0]
         announce("loop.advance_at")
         self.addresses = run_rows(self._state, self._desk, address_of(advance_at, ADVANCE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Records = npt.NDArray[np.void]
+Zeros = Callable[..., npt.NDArray[Any]]
 
 NEVER_S = float("inf")
 NO_DECISION = -1
@@ -208,11 +210,19 @@ class State(NamedTuple):
     log: Records  # LINE, nothing where the run is not recorded
 
 
-def new_state(scenario: Scenario, books: Books, *, record: bool) -> State:
-    """The state before anything has happened."""
+def size_of(scenario: Scenario) -> int:
+    """How many bytes a state and its books need, about."""
+    per_request = REQUEST.itemsize + 7 * TIMED.itemsize
+    return per_request * len(scenario.requests) + 2048 * scenario.cluster.num_machines + 8192
+
+
+def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = np.zeros) -> State:
+    """The state before anything has happened, in arrays that ``zeros`` makes."""
     cluster, count = scenario.cluster, len(scenario.requests)
     num_machines = cluster.num_machines
-    run = _blank(1, RUN)
+    notes = zeros((1 + NOTES) * num_machines, np.int64)
+    notes[:] = np.arange(len(notes))
+    run = zeros(1, RUN)
     run["num_requests"] = count
     run["horizon_s"] = scenario.horizon_s
     run["max_batch_tokens"] = cluster.batching.max_batch_tokens
@@ -236,19 +246,19 @@ def new_state(scenario: Scenario, books: Books, *, record: bool) -> State:
     run["arrivals_over"] = not count or first_s > scenario.horizon_s
     run["next_arrival_s"] = NEVER_S if run["arrivals_over"][0] else first_s
     return State(
-        requests=_requests(scenario),
-        machines=_machines(scenario),
+        requests=_requests(scenario, zeros),
+        machines=_machines(scenario, zeros),
         books=books.rows,
         laws=books.laws,
         masked=books.arrays.masked,
-        notes=np.arange((1 + NOTES) * num_machines),
+        notes=notes,
         run=run,
-        events=np.zeros(num_machines + count + 1, TIMED),
-        starts=np.zeros(num_machines, TIMED),
-        deadlines=np.zeros(2 * count + 1, TIMED),
-        ends=np.zeros(4 * count + 16 * num_machines, TIMED),
-        blocked=np.zeros((num_machines, num_machines if run["is_layerwise"][0] else 0), np.bool_),
-        log=np.zeros(LOG_CHUNK + 7 * count + 7 * num_machines + 7 if record else 0, LINE),
+        events=zeros(num_machines + count + 1, TIMED),
+        starts=zeros(num_machines, TIMED),
+        deadlines=zeros(2 * count + 1, TIMED),
+        ends=zeros(4 * count + 16 * num_machines, TIMED),
+        blocked=zeros((num_machines, num_machines if run["is_layerwise"][0] else 0), np.bool_),
+        log=zeros(LOG_CHUNK + 7 * count + 7 * num_machines + 7 if record else 0, LINE),
     )
 
 
@@ -274,10 +284,10 @@ def rows_of(state: State, scenario: Scenario, end_s: float) -> RequestRows:
     )
 
 
-def _requests(scenario: Scenario) -> Records:
+def _requests(scenario: Scenario, zeros: Zeros) -> Records:
     cluster, given = scenario.cluster, scenario.requests
     baseline = baseline_of(cluster, given)
-    requests = _blank(len(given), REQUEST)
+    requests = zeros(len(given), REQUEST)
     requests["arrival_s"] = given.arrival_s
     requests["prompt_tokens"] = np.minimum(given.prompt_tokens, _MOST_TOKENS)
     requests["output_tokens"] = np.minimum(given.output_tokens, _MOST_TOKENS)
@@ -294,8 +304,8 @@ def _requests(scenario: Scenario) -> Records:
     return requests
 
 
-def _machines(scenario: Scenario) -> Records:
-    machines = _blank(scenario.cluster.num_machines, MACHINE)
+def _machines(scenario: Scenario, zeros: Zeros) -> Records:
+    machines = zeros(scenario.cluster.num_machines, MACHINE)
     profiles = [machine.profile for machine in scenario.cluster.machines]
     machines["kv_capacity_tokens"] = [profile.kv_capacity_tokens for profile in profiles]
     machines["link_bytes_per_s"] = [profile.link_bytes_per_s for profile in profiles]
@@ -307,7 +317,3 @@ def _machines(scenario: Scenario) -> Records:
     for name in (*chains, *decoding, "next_draining"):
         machines[name] = -1
     return machines
-
-
-def _blank(count: int, kind: np.dtype[Any]) -> Records:
-    return np.zeros(count, kind)
