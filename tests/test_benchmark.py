@@ -124,7 +124,7 @@ def test_headline_and_picture(benchmark: ModuleType, monkeypatch: pytest.MonkeyP
         found = {
             "simulation": {"requests_per_s": 4e5, "reference_requests_per_s": 1e4, "ratio_to_reference": 40.0},
             "events": {"events_per_request": 8.0},
-            "decisions": {"decisions_per_s": 3e5},
+            "decisions": {"decisions_per_s": 3e5, "decisions_with_resets_per_s": 2e5},
             "training": {"steps_per_s": 900.0, "free_steps_per_s": 1000.0, "share_of_free": 0.9},
         }[measurement.__name__]
         return asked | found | {"peak_rss_mb": 640.0, "rows_identical": True, "workload": "made up"}

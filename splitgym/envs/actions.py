@@ -107,9 +107,9 @@ class Actions:
             values = np.asarray(actions)
         except ValueError:  # ragged
             values = np.zeros(0)
-        heads = len(self.rules.sizes)
-        shapes = {(count, heads)} | ({(count,)} if heads == 1 else set()) | ({(heads,)} if count == 1 else set())
-        if values.dtype.kind in "iu" and (values.shape in shapes or values.size == count == heads == 1):
+        heads, shape = len(self._bounds), values.shape
+        fits = shape == (count, heads) or (heads == 1 and shape == (count,)) or (count == 1 and shape == (heads,))
+        if values.dtype.kind in "iu" and (fits or values.size == count == heads == 1):
             choices: IntArray = values.astype(np.int64).reshape(count, heads)
             if (choices.view(np.uint64) < self._sizes).all():  # a negative one is a large one
                 return choices

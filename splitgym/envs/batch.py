@@ -16,7 +16,7 @@ from gymnasium.utils.seeding import np_random
 
 from splitgym.envs.actions import role_changes
 from splitgym.envs.episode import Episode, Roster
-from splitgym.envs.observations import Float32Array
+from splitgym.envs.observations import Arrays, Float32Array
 from splitgym.envs.setting import Setting
 from splitgym.envs.stepping import (
     BEGIN,
@@ -73,6 +73,7 @@ class Batch:
         slots: (count,) SLOT, where each stands.
         outlook: what the learners see; overwritten by the next step.
         is_over: (count,) whose episode has ended.
+        some_over: whether there is one.
         every: (count,) the numbers of all environments.
         generators: of each, draws the scenarios for which no seed is given.
         episode_numbers: how many episodes each has begun since its last seed.
@@ -88,6 +89,7 @@ class Batch:
         self.slots: npt.NDArray[np.void] = np.zeros(count, SLOT)
         self.outlook = Outlook(setting.observer.blank(count), np.zeros((count, setting.actions.num_choices), np.bool_))
         self.is_over: BoolArray = np.ones(count, np.bool_)
+        self.some_over = True
         self.generators = [np_random(None)[0] for _ in range(count)]
         self.episode_numbers = [0] * count
         self.episodes: list[Episode | None] = [None] * count
@@ -154,8 +156,9 @@ class Batch:
         """
         if not self.has_begun:
             raise ResetNeeded("no episode has begun: call reset() before step()")
-        for env in self._carry_on(envs, STEP, choices):
-            self.is_over[env] = True
+        ended = self._carry_on(envs, STEP, choices)
+        if ended:
+            self.is_over[ended] = self.some_over = True
 
     def scorecard(self, env: int) -> dict[str, float]:
         """The scorecard of a run that is over; see `splitgym.metrics.scorecard`."""
@@ -169,7 +172,7 @@ class Batch:
 
     def observations(self) -> dict[str, Float32Array]:
         """A copy of what the learners see, (count, …) each."""
-        return {name: values.copy() for name, values in self.outlook.observations._asdict().items()}
+        return {name: values.copy() for name, values in zip(Arrays._fields, self.outlook.observations, strict=True)}
 
     def observation(self, env: int) -> dict[str, Float32Array]:
         """A copy of what the learner of ``env`` sees."""
@@ -242,6 +245,7 @@ class Batch:
                 episode.decide(decision)
         self.slots[env : env + 1] = state.slot
         self.is_over[env] = not state.slot["is_due"][0]
+        self.some_over = bool(self.is_over.any())
         self.episode_numbers[env] = state.episode_number
         self.generators[env] = np.random.default_rng()
         self.generators[env].bit_generator.state = state.np_random
@@ -304,15 +308,18 @@ class Batch:
         slot["ends_at_horizon"] = episode.ends_at_horizon
         slot["idle_kind"], slot["idle_prompt_tokens"], slot["idle_predicted"] = episode.shown_at_the_end
         self.is_over[env] = False  # where there is nothing to decide the first step says so
+        self.some_over = bool(self.is_over.any())
         return episode
 
     def _carry_on(self, envs: IntArray, order: int, choices: IntArray) -> list[int]:
         """Run to the learners' next decisions; returns the environments in which there is none."""
         if not self._is_compiled:
             for env in envs.tolist():
-                self.is_over[env] = True  # should a policy fail
-                self._carry_on_in_python(env, order, choices)
-                self.is_over[env] = False
+                try:
+                    self._carry_on_in_python(env, order, choices)
+                except Exception:
+                    self.is_over[env] = self.some_over = True
+                    raise
             return [env for env in envs.tolist() if not self.slots["is_due"][env]]
         self._orders[envs] = order
         arguments: tuple[Any, ...] = (
@@ -336,7 +343,7 @@ class Batch:
         refused = np.flatnonzero(self._orders == REFUSED).tolist()
         self._orders[:] = LEAVE
         if refused:
-            self.is_over[ended + refused] = True
+            self.is_over[ended + refused] = self.some_over = True
             left = self._new_roles[refused[0]].copy()
             self._new_roles[refused] = -1
             self._refuse(refused[0], left)

@@ -105,7 +105,7 @@ class ClusterVectorEnv(VectorEnv[Observation, Any, Any]):
         batch = self._batch
         choices = self.setting.actions.parse(actions, self.num_envs)
         going = batch.every
-        if batch.has_begun and batch.is_over.any():  # NextStep: their next episode begins now
+        if batch.has_begun and batch.some_over:  # NextStep: their next episode begins now
             going, ended = np.flatnonzero(~batch.is_over), np.flatnonzero(batch.is_over).tolist()
             if self.autoreset_mode == AutoresetMode.DISABLED:
                 raise ResetNeeded(f"episodes {ended} are over: call reset(options={{'reset_mask': …}}) before step()")
@@ -113,7 +113,7 @@ class ClusterVectorEnv(VectorEnv[Observation, Any, Any]):
         batch.step(going, choices)
         rewards: FloatArray = batch.slots["reward"].copy()
         terminated, truncated = np.zeros((2, self.num_envs), np.bool_)
-        if batch.is_over.any():
+        if batch.some_over:
             terminated = batch.is_over & ~batch.slots["ends_at_horizon"]
             truncated = batch.is_over & ~terminated
             infos = self._ends(np.flatnonzero(batch.is_over).tolist())
@@ -159,10 +159,18 @@ class ClusterVectorEnv(VectorEnv[Observation, Any, Any]):
     def _infos(self) -> dict[str, Any]:
         slots, everywhere = self._batch.slots, np.ones(self.num_envs, np.bool_)
         masks = self._batch.masks()
-        infos: dict[str, Any] = {name: slots[name].copy() for name in ("time_s", "dt_s", "invalid_actions")}
-        infos["decision_kind"] = _KINDS[slots["decision_kind"]]
-        infos["action_mask"] = masks[0] if len(masks) == 1 else masks
-        return infos | {"_" + name: everywhere for name in infos}
+        return {
+            "time_s": slots["time_s"].copy(),
+            "dt_s": slots["dt_s"].copy(),
+            "invalid_actions": slots["invalid_actions"].copy(),
+            "decision_kind": _KINDS[slots["decision_kind"]],
+            "action_mask": masks[0] if len(masks) == 1 else masks,
+            "_time_s": everywhere,
+            "_dt_s": everywhere,
+            "_invalid_actions": everywhere,
+            "_decision_kind": everywhere,
+            "_action_mask": everywhere,
+        }
 
     def _ends(self, ended: list[int]) -> dict[str, Any]:
         """The infos of a step in which episodes ended; SameStep begins the next ones."""
