@@ -1,6 +1,6 @@
 """How fast it is: simulation, decisions, training, and the memory they take, on one core.
 
-    python experiments/benchmark.py                   # everything, in half an hour; draws docs/images/scaling.png
+    python experiments/benchmark.py                   # everything, which takes long; draws docs/images/scaling.png
     python experiments/benchmark.py --quick --json    # the headline figures, within a minute once all is compiled
 
 Every figure is the median of several repeats after a warm-up, in which all is compiled; what is compared alternates.

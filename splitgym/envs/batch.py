@@ -278,11 +278,11 @@ class Batch:
 
     def _check(self, state: EnvState) -> None:
         machines, count = state.scenario.cluster.num_machines, self.setting.cluster.num_machines
-        sizes = [kernel.state.size for kernel in self._kernels(0)]
+        crew = self._crews[0]
         fits = state.kind == self.setting.kind and machines == count
         fits = fits and isinstance(state.run, Snapshot) == self._is_compiled
-        if self._is_compiled and self.episodes[0] is not None:
-            fits = fits and [memory.size for memory in state.memories] == sizes
+        if crew:
+            fits = fits and [memory.size for memory in state.memories] == [kernel.state.size for kernel in crew]
         if not fits:
             raise SplitgymError(
                 f"restore_state: the state of a {state.kind} environment with {machines} machines does not fit this "
