@@ -203,7 +203,7 @@ def test_a_mistake_is_one_line_that_names_place_value_and_mend(
 def test_several_mistakes_are_several_lines(tmp_path: Path) -> None:
     path = write_card(tmp_path, cluster="{model: lama}", episode="{horizon_s: -1}", epsiode="{}")
     assert [line.removeprefix(f"{path}: ") for line in mistakes(path)] == [
-        "cluster.model: unknown 'lama'; one of: bloom-176b, llama2-70b",
+        "cluster.model: unknown 'lama'; one of: bloom-176b, llama2-70b, llama3.1-70b, llama3.1-8b, qwen3-32b",
         "cluster.machines: missing; add it",
         "episode.horizon_s: input should be greater than 0, not -1",
         "unknown 'epsiode'; did you mean 'episode'?",

@@ -3,6 +3,7 @@
 from splitgym.hardware.fit import fit_profile
 from splitgym.hardware.latency import LAW_SIZE, LatencyLaw, iteration_s
 from splitgym.hardware.law_fit import FitReport, PointFit, fit_law, report_fit
+from splitgym.hardware.layer_calibration import fit_layer_profile
 from splitgym.hardware.models import ModelSpec, model_spec
 from splitgym.hardware.profile import (
     FitError,
@@ -14,6 +15,7 @@ from splitgym.hardware.profile import (
     load_profile_file,
     profile_name,
 )
+from splitgym.hardware.uncertainty import LawUncertainty, drawn_law
 
 __all__ = [
     "LAW_SIZE",
@@ -21,11 +23,14 @@ __all__ = [
     "FitReport",
     "HardwareProfile",
     "LatencyLaw",
+    "LawUncertainty",
     "ModelSpec",
     "PointFit",
     "Provenance",
     "ValidRange",
+    "drawn_law",
     "fit_law",
+    "fit_layer_profile",
     "fit_profile",
     "iteration_s",
     "list_profiles",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from splitgym.hardware.latency import LatencyLaw
 from splitgym.hardware.law_fit import DECODE_CAP, PROMPT_CAP, fit_law, report_fit, rounded
 from splitgym.hardware.measurements import (
     OperatingPoint,
+    Run,
     choose_runs,
     decode_power_fraction,
     medians,
@@ -16,12 +19,17 @@ from splitgym.hardware.measurements import (
 )
 from splitgym.hardware.models import MachineSpec, load_facts
 from splitgym.hardware.profile import HardwareProfile, Provenance, ValidRange
+from splitgym.hardware.uncertainty import LawUncertainty, spread_of
+from splitgym.randomness import Streams
 
 IDLE_POWER_FRACTION = 0.25
 """Share of TDP a machine draws between iterations: declared, not measured."""
 
 UNMEASURED_DECODE_POWER_FRACTION = 0.5
 """Share of TDP while decoding where the profile has no power: declared, not measured."""
+
+NUM_REFITS = 40
+"""Refits to resampled runs that tell the coefficients' spread."""
 
 
 def fit_profile(
@@ -61,7 +69,8 @@ def fit_profile(
     share = group / machine.gpus
 
     points, corrupt = without_corrupt(medians(runs))
-    law = fit_law(points, rounded(spec.kv_bytes_per_token / (group * machine.hbm_bytes_per_s_per_gpu)))
+    least_context_s = rounded(spec.kv_bytes_per_token / (group * machine.hbm_bytes_per_s_per_gpu))
+    law = fit_law(points, least_context_s)
     alike = [run for run in every_run if (run.model, run.tensor_parallel) == (model_name, group)]
     powered = sorted({run.hardware for run in alike if run.power_fraction > 0})
     measured = decode_power_fraction(alike)
@@ -90,9 +99,29 @@ def fit_profile(
             ),
             assumptions=_assumptions(machine, measured, powered),
         ),
+        uncertainty=_uncertainty(law, runs, points, least_context_s),
     )
     profile.write(out_path)
     return profile
+
+
+def _uncertainty(
+    law: LatencyLaw, runs: Sequence[Run], points: Sequence[OperatingPoint], least_context_s: float
+) -> LawUncertainty:
+    """From refits to runs resampled within each operating point."""
+    runs_of: dict[tuple[int, int], list[Run]] = defaultdict(list)
+    for run in runs:
+        runs_of[run.prompt_tokens, run.batch_size].append(run)
+    rng = Streams(0).generator("fit-refits")
+    refits = []
+    for _ in range(NUM_REFITS):
+        drawn: list[Run] = []
+        for point in points:
+            group = runs_of[point.prompt_tokens, point.batch_size]
+            drawn += (group[number] for number in rng.integers(len(group), size=len(group)))
+        refits.append(fit_law(medians(drawn), least_context_s))
+    error = report_fit(law, points).error
+    return spread_of(law, refits, error.decode_mean, error.prompt_mean)
 
 
 def _valid_range(points: Sequence[OperatingPoint]) -> ValidRange:

@@ -6,6 +6,7 @@ One scalar compiled function, `iteration_s`, is called by every engine; `Latency
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated
 
@@ -24,11 +25,14 @@ MAX_POINTS = 24
 """Most points of one piecewise-linear function in a law."""
 
 _HOST, _PER_PROMPT, _ATTENTION, _PREFILL_CONTEXT, _DECODE_CONTEXT, _MIXED_CONTEXT, _MIXED_DECODE = range(7)
-_NUM_DECODE_POINTS, _NUM_BATCH_POINTS = 7, 8
-_DECODE_POINTS = 9
+_CROWDED, _CROWDED_FROM, _NUM_DECODE_POINTS, _NUM_BATCH_POINTS = range(7, 11)
+_DECODE_POINTS = 11
 _BATCH_POINTS = _DECODE_POINTS + 3 * MAX_POINTS  # places, seconds, slope of the segment that ends at each point
 
-LAW_SIZE = _BATCH_POINTS + 3 * MAX_POINTS
+_DECODE_TABLE = _BATCH_POINTS + 3 * MAX_POINTS  # H_d and H_p of small numbers, to be looked up
+_BATCH_TABLE = _DECODE_TABLE + 1024
+
+LAW_SIZE = _BATCH_TABLE + 4096
 """Length of a packed law."""
 
 
@@ -45,8 +49,10 @@ class LatencyLaw:
         T = host_s + H_p(prompt tokens + decodes) + per_prompt_s · prompt sequences
             + attention_s · Σ chunk · (context + chunk/2) + prefill_context_s · Σ prefill context
             + mixed_context_s · Σ decode context + mixed_decode_s · decodes
+            + crowded_s · decodes · max(0, Σ decode context − crowded_from_tokens)
 
-    The decode context of a sequence is its prompt and the tokens generated so far, the first one included.
+    The decode context of a sequence is its prompt and the tokens generated so far, the first one included. The
+    last term: contexts that many decodes read beside a prompt outgrow the GPU's cache and evict each other's.
     H_d and H_p are piecewise linear through ``decode_points`` and ``batch_points``, flat below the first
     point and going on with the last segment's slope beyond the last.
 
@@ -65,6 +71,8 @@ class LatencyLaw:
     attention_s: Seconds  # a (query, key) pair of a prompt
     per_prompt_s: Seconds = 0.0
     prefill_context_s: Seconds = 0.0  # a token of context that a prompt's chunk finds in the cache
+    crowded_s: Seconds = 0.0  # a decode and a token of decode context beyond the next, iterations with prompts
+    crowded_from_tokens: Annotated[int, Field(ge=0)] = 0
     host_s: Seconds = 0.0  # between iterations
 
     def __post_init__(self) -> None:
@@ -81,6 +89,10 @@ class LatencyLaw:
 
     def packed(self) -> FloatArray:
         """The law as a row (LAW_SIZE,) for `iteration_s`; those of several machines can be stacked."""
+        return self._row.copy()
+
+    @cached_property
+    def _row(self) -> FloatArray:
         row = np.zeros(LAW_SIZE)
         row[_HOST] = self.host_s
         row[_PER_PROMPT] = self.per_prompt_s
@@ -89,6 +101,8 @@ class LatencyLaw:
         row[_DECODE_CONTEXT] = self.decode_context_s
         row[_MIXED_CONTEXT] = self.mixed_context_s
         row[_MIXED_DECODE] = self.mixed_decode_s
+        row[_CROWDED] = self.crowded_s
+        row[_CROWDED_FROM] = self.crowded_from_tokens
         row[_NUM_DECODE_POINTS] = len(self.decode_points)
         row[_NUM_BATCH_POINTS] = len(self.batch_points)
         for start, points in ((_DECODE_POINTS, self.decode_points), (_BATCH_POINTS, self.batch_points)):
@@ -97,15 +111,16 @@ class LatencyLaw:
             row[start + MAX_POINTS : start + MAX_POINTS + len(points)] = seconds
             slopes = start + 2 * MAX_POINTS + 1
             row[slopes : slopes + len(points) - 1] = np.diff(seconds) / np.diff(places)
+        _fill_tables(row)
         return row
 
     def prompt_s(self, prompt_tokens: int) -> float:
         """Time of one prompt alone."""
-        return iteration_s(self.packed(), prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
+        return iteration_s(self._row, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
 
     def decode_s(self, decodes: int, context_tokens_total: int) -> float:
         """Time of an iteration of ``decodes`` decodes whose contexts sum to ``context_tokens_total``."""
-        return iteration_s(self.packed(), 0, 0, 0, 0, decodes, context_tokens_total)
+        return iteration_s(self._row, 0, 0, 0, 0, decodes, context_tokens_total)
 
     def uncontended_s(self, prompt_tokens: IntArray, output_tokens: IntArray) -> tuple[FloatArray, FloatArray]:
         """TTFT and E2E of requests that have a machine to themselves.
@@ -121,7 +136,7 @@ class LatencyLaw:
             TTFT0 and E2E0 in seconds, each (num_requests,).
         """
         prompts, outputs = np.broadcast_arrays(np.atleast_1d(prompt_tokens), np.atleast_1d(output_tokens))
-        return _uncontended_s(self.packed(), prompts.astype(np.int64, order="C"), outputs.astype(np.int64, order="C"))
+        return _uncontended_s(self._row, prompts.astype(np.int64, order="C"), outputs.astype(np.int64, order="C"))
 
 
 def least_mixed_decode_s(decode_points: Points, batch_points: Points, per_prompt_s: float) -> float:
@@ -133,11 +148,12 @@ def least_mixed_decode_s(decode_points: Points, batch_points: Points, per_prompt
     # between breakpoints the ratio is a/n + b, hence monotone: it is largest at one of them or at infinity
     breakpoints = {1, *(n for n, _ in decode_points), *(tokens - 1 for tokens, _ in batch_points)}
     numbers = np.array(sorted(n for n in breakpoints if n >= 1), dtype=np.float64)
-    excess_s = _piecewise(decode_points, numbers) - _piecewise(batch_points, numbers + 1) - per_prompt_s
+    excess_s = piecewise_s(decode_points, numbers) - piecewise_s(batch_points, numbers + 1) - per_prompt_s
     return max(0.0, float(np.max(excess_s / numbers)), _last_slope(decode_points) - _last_slope(batch_points))
 
 
-def _piecewise(points: Points, places: FloatArray) -> FloatArray:
+def piecewise_s(points: Points, places: FloatArray) -> FloatArray:
+    """The piecewise-linear function through ``points`` at ``places`` (num_places,), as a law reads it."""
     known, seconds = np.array(points, dtype=np.float64).T
     beyond = np.maximum(places - known[-1], 0.0) * _last_slope(points)
     values: FloatArray = np.interp(places, known, seconds) + beyond
@@ -163,6 +179,28 @@ def _points_s(law_row: FloatArray, start: int, num_points: int, place: float) ->
     return float(seconds[right - 1] + slope * (place - places[right - 1]))
 
 
+@njit
+def _fill_tables(law_row: FloatArray) -> None:
+    for n in range(_DECODE_TABLE, _BATCH_TABLE):
+        law_row[n] = _points_s(law_row, _DECODE_POINTS, int(law_row[_NUM_DECODE_POINTS]), float(n - _DECODE_TABLE))
+    for n in range(_BATCH_TABLE, LAW_SIZE):
+        law_row[n] = _points_s(law_row, _BATCH_POINTS, int(law_row[_NUM_BATCH_POINTS]), float(n - _BATCH_TABLE))
+
+
+@lean_njit
+def _decodes_s(law_row: FloatArray, decodes: int) -> float:
+    if 0 <= decodes < _BATCH_TABLE - _DECODE_TABLE:
+        return float(law_row[_DECODE_TABLE + decodes])
+    return _points_s(law_row, _DECODE_POINTS, int(law_row[_NUM_DECODE_POINTS]), float(decodes))
+
+
+@lean_njit
+def _batch_s(law_row: FloatArray, tokens: int) -> float:
+    if 0 <= tokens < LAW_SIZE - _BATCH_TABLE:
+        return float(law_row[_BATCH_TABLE + tokens])
+    return _points_s(law_row, _BATCH_POINTS, int(law_row[_NUM_BATCH_POINTS]), float(tokens))
+
+
 @lean_njit
 def iteration_s(
     law_row: FloatArray,
@@ -185,19 +223,16 @@ def iteration_s(
         decode_context: Σ over decodes of prompt tokens and tokens generated so far.
     """
     if prompt_tokens == 0:
-        return float(
-            law_row[_HOST]
-            + _points_s(law_row, _DECODE_POINTS, int(law_row[_NUM_DECODE_POINTS]), float(decodes))
-            + law_row[_DECODE_CONTEXT] * decode_context
-        )
+        return float(law_row[_HOST] + _decodes_s(law_row, decodes) + law_row[_DECODE_CONTEXT] * decode_context)
     return float(
         law_row[_HOST]
-        + _points_s(law_row, _BATCH_POINTS, int(law_row[_NUM_BATCH_POINTS]), float(prompt_tokens + decodes))
+        + _batch_s(law_row, prompt_tokens + decodes)
         + law_row[_PER_PROMPT] * prompt_sequences
         + law_row[_ATTENTION] * (0.5 * attention)
         + law_row[_PREFILL_CONTEXT] * prefill_context
         + law_row[_MIXED_CONTEXT] * decode_context
         + law_row[_MIXED_DECODE] * decodes
+        + law_row[_CROWDED] * decodes * max(0.0, decode_context - law_row[_CROWDED_FROM])
     )
 
 

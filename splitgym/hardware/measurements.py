@@ -156,8 +156,8 @@ def decode_power_fraction(runs: Iterable[Run]) -> float | None:
 
 
 def _run(place: str, row: dict[str, str | None]) -> Run:
-    counts = {name: _number(place, name, row[name]) for name in _COUNTS}
-    times = {name: _number(place, name, row[name]) for name in _TIMES}
+    counts = {name: parsed_number(place, name, row[name]) for name in _COUNTS}
+    times = {name: parsed_number(place, name, row[name]) for name in _TIMES}
     for name, count in counts.items():
         if count < 1 or count != int(count):
             raise SplitgymError(f"{place}: {name}: {row[name]!r} is no count; give a whole number ≥ 1")
@@ -176,11 +176,16 @@ def _run(place: str, row: dict[str, str | None]) -> Run:
         output_tokens=int(counts["token_size"]),
         prompt_s=times["prompt_time"] / 1000,
         token_s=times["token_time"] / 1000,
-        power_fraction=_number(place, "average_power", row.get("average_power") or "0"),
+        power_fraction=parsed_number(place, "average_power", row.get("average_power") or "0"),
     )
 
 
-def _number(place: str, column: str, text: str | None) -> float:
+def parsed_number(place: str, column: str, text: str | None) -> float:
+    """The finite number in a field of a table.
+
+    Raises:
+        SplitgymError: if it is none; ``place`` is the file and line the message names.
+    """
     try:
         value = float(text or "")
     except ValueError:

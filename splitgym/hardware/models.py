@@ -36,6 +36,25 @@ class ModelSpec:
         """One token's keys and values: 2 · layers · kv_heads · head_dim · bytes per element."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_element
 
+    def kv_capacity_tokens(self, hbm_bytes: int) -> int:
+        """⌊(0.9 · HBM − weights) / KV bytes per token⌋: tokens whose keys and values fit beside the weights."""
+        return (9 * hbm_bytes - 10 * self.weight_bytes) // (10 * self.kv_bytes_per_token)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The matrices of a transformer, beside what `ModelSpec` says."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: str  # of its model
+    hidden: Count
+    heads: Count  # of queries
+    feed_forward: Count
+    vocabulary: Count
+    gated: bool = True  # two matrices into the feed-forward layer, not one
+    query_key_norm: bool = False
+
 
 @dataclass(frozen=True)
 class MachineSpec:
@@ -51,6 +70,8 @@ class MachineSpec:
     hbm_bytes_per_gpu: Count
     hbm_bytes_per_s_per_gpu: Positive
     link_bytes_per_s: Positive
+    all_reduce_overhead_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    all_reduce_bytes_per_s: Positive | None = None  # of the message, between two GPUs
     note: str = ""
 
 
@@ -62,6 +83,7 @@ class Facts:
 
     models: tuple[ModelSpec, ...] = ()
     machines: tuple[MachineSpec, ...] = ()
+    shapes: tuple[ModelShape, ...] = ()
 
     def model(self, name: str) -> ModelSpec:
         """The model ``name``; the last one, so that a user's facts come before the shipped."""
@@ -71,6 +93,11 @@ class Facts:
         """The machine ``name``; the last one, so that a user's facts come before the shipped."""
         names = [machine.name for machine in self.machines]
         return {machine.name: machine for machine in self.machines}[_known("hardware", name, names)]
+
+    def shape(self, name: str) -> ModelShape:
+        """The matrices of the model ``name``; the last ones, likewise."""
+        names = [shape.name for shape in self.shapes]
+        return {shape.name: shape for shape in self.shapes}[_known("model", name, names, of="matrices")]
 
 
 def load_facts(path: Path | None = None) -> Facts:
@@ -83,7 +110,7 @@ def load_facts(path: Path | None = None) -> Facts:
     if path is None:
         return shipped
     own = read_model(path, Facts)
-    return Facts(shipped.models + own.models, shipped.machines + own.machines)
+    return Facts(shipped.models + own.models, shipped.machines + own.machines, shipped.shapes + own.shapes)
 
 
 def model_spec(name: str) -> ModelSpec:
@@ -95,7 +122,7 @@ def model_spec(name: str) -> ModelSpec:
     return load_facts().model(name)
 
 
-def _known(field: str, name: str, names: list[str]) -> str:
+def _known(field: str, name: str, names: list[str], of: str = "facts") -> str:
     if name not in names:
-        raise SplitgymError(f"{field}: no facts of {name!r}{did_you_mean(name, names)}; or add them in a facts file")
+        raise SplitgymError(f"{field}: no {of} of {name!r}{did_you_mean(name, names)}; or add them in a facts file")
     return name

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.hardware.latency import LatencyLaw
 from splitgym.hardware.models import Count, ModelSpec, Positive
+from splitgym.hardware.uncertainty import LawUncertainty
 from splitgym.yaml_file import read_model, write_yaml
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -33,7 +34,11 @@ class ValidRange:
 
 @dataclass(frozen=True)
 class FitError:
-    """Relative error of the law against the medians it was fitted to: |law / median − 1|."""
+    """Relative error of the law, |law / measured − 1|.
+
+    Against the medians it was fitted to or, where ``provenance.fitted`` says so, against measurements kept from it;
+    of mixed iterations, and 95th percentiles, where the measurements have them.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -41,6 +46,11 @@ class FitError:
     prompt_max: NonNegative
     decode_mean: NonNegative
     decode_max: NonNegative
+    prompt_p95: NonNegative | None = None
+    decode_p95: NonNegative | None = None
+    mixed_mean: NonNegative | None = None
+    mixed_p95: NonNegative | None = None
+    mixed_max: NonNegative | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class HardwareProfile:
     error: FitError
     provenance: Provenance
     kv_capacity_override_tokens: Count | None = None
+    uncertainty: LawUncertainty | None = None
 
     def __post_init__(self) -> None:
         if self.kv_capacity_tokens < 1:
@@ -106,11 +117,7 @@ class HardwareProfile:
         Raises:
             SplitgymError: if the file cannot be written.
         """
-        content = dataclasses.asdict(self)
-        if self.kv_capacity_override_tokens is None:
-            del content["kv_capacity_override_tokens"]
-        plain = _lists(content)
-        write_yaml(path, plain)
+        write_yaml(path, _plain(dataclasses.asdict(self)))
 
 
 def profile_name(model: str, hardware: str, tensor_parallel: int) -> str:
@@ -129,7 +136,7 @@ def load_profile_file(path: Path | str) -> HardwareProfile:
 
 def list_profiles() -> list[tuple[str, str, int]]:
     """The shipped profiles: (model, hardware, tensor parallelism), sorted."""
-    names = (path.stem.split(".") for path in _SHIPPED.glob("*.yaml"))
+    names = (path.stem.rsplit(".", 2) for path in _SHIPPED.glob("*.yaml"))
     return sorted((model, hardware, int(group.removeprefix("tp"))) for model, hardware, group in names)
 
 
@@ -154,8 +161,8 @@ def load_profile(model: str, hardware: str, tensor_parallel: int = 8) -> Hardwar
     return load_profile_file(_SHIPPED / f"{profile_name(model, hardware, tensor_parallel)}.yaml")
 
 
-def _lists(value: Any) -> Any:
-    """Tuples as lists, which YAML knows."""
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which YAML knows; what is None is left out."""
     if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -30,6 +30,8 @@ def law_of(**changes: object) -> LatencyLaw:
         "attention_s": 1e-9,
         "per_prompt_s": 1e-3,
         "prefill_context_s": 3e-8,
+        "crowded_s": 5e-11,
+        "crowded_from_tokens": 500,
         "host_s": 4e-3,
     }
     return LatencyLaw(**(fields | changes))  # type: ignore[arg-type]
@@ -50,6 +52,7 @@ def plain_s(law: LatencyLaw, p: int, sequences: int, attention: int, prefill: in
         return law.host_s + height(law.decode_points, n) + law.decode_context_s * context
     time_s = law.host_s + height(law.batch_points, p + n) + law.per_prompt_s * sequences
     time_s += law.attention_s * attention / 2 + law.prefill_context_s * prefill
+    time_s += law.crowded_s * n * max(0, context - law.crowded_from_tokens)
     return time_s + law.mixed_context_s * context + law.mixed_decode_s * n
 
 
