@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.features import MACHINE_COLUMN
-from splitgym.jit import lean_njit
+from splitgym.jit import lean_njit, njit
 from splitgym.policies.kernels import hashed_uniform, role_of
 from splitgym.sim.cluster import Cluster
 from splitgym.view import ROLES, TICK, ClusterView, Decision
@@ -73,7 +73,6 @@ class Actions:
         hardware = np.array([types.index(name) for name in names])
         self.rules = ActionRules(form, np.array(sizes), hardware)
         self.num_choices = sum(sizes)
-        self._sizes = self.rules.sizes.astype(np.uint64)
         self.space: spaces.Space[Any] = spaces.Discrete(sizes[0]) if len(sizes) == 1 else spaces.MultiDiscrete(sizes)
         self._bounds = list(pairwise(np.cumsum([0, *sizes]).tolist()))
 
@@ -111,7 +110,7 @@ class Actions:
         fits = shape == (count, heads) or (heads == 1 and shape == (count,)) or (count == 1 and shape == (heads,))
         if values.dtype.kind in "iu" and (fits or values.size == count == heads == 1):
             choices: IntArray = values.astype(np.int64).reshape(count, heads)
-            if (choices.view(np.uint64) < self._sizes).all():  # a negative one is a large one
+            if are_in_range(choices, self.rules.sizes):
                 return choices
         several = "" if count == 1 else f" for each of {count} environments"
         raise SplitgymError(f"action {actions!r} is not in {self.space}{several}; see action_space")
@@ -142,6 +141,16 @@ def make_actions(kind: str, cluster: Cluster, max_machines: int, heads: str, act
 def role_changes(new_roles: IntArray) -> tuple[tuple[int, int], ...]:
     """(machine, role) for each machine whose new role is not -1."""
     return tuple((int(m), int(new_roles[m])) for m in np.flatnonzero(new_roles >= 0))
+
+
+@njit
+def are_in_range(choices: IntArray, sizes: IntArray) -> bool:
+    """Whether all ``choices`` (count, num_heads) are indices of their head."""
+    inside = True
+    for env in range(len(choices)):
+        for head in range(len(sizes)):
+            inside &= 0 <= choices[env, head] < sizes[head]
+    return inside
 
 
 @lean_njit

@@ -321,23 +321,19 @@ class Batch:
                     self.is_over[env] = self.some_over = True
                     raise
             return [env for env in envs.tolist() if not self.slots["is_due"][env]]
-        self._orders[envs] = order
-        arguments: tuple[Any, ...] = (
-            self._orders,
-            self._table,
-            self.slots,
-            self.setting.rules,
-            choices,
-            self._new_roles,
-            self._no_roles,
-            self.outlook,
-        )
-        if self._pool is None:
-            step_all(0, self.count, *arguments)
+        if envs is self.every:
+            self._orders.fill(order)
         else:
-            for share in [self._pool.submit(step_all, *bounds, *arguments) for bounds in self._shares]:
-                share.result()
-        if not self._orders.any():
+            self._orders[envs] = order
+        shared = self.setting.rules, choices, self._new_roles, self._no_roles, self.outlook
+        arguments: tuple[Any, ...] = (self._orders, self._table, self.slots, *shared)
+        if self._pool is None:
+            remains = step_all(0, self.count, *arguments)
+        else:
+            shares = [self._pool.submit(step_all, *bounds, *arguments) for bounds in self._shares]
+            outcomes = [share.result() for share in shares]
+            remains = any(outcomes)
+        if not remains:
             return []
         ended = np.flatnonzero(self._orders == ENDED).tolist()
         refused = np.flatnonzero(self._orders == REFUSED).tolist()

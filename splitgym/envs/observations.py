@@ -43,8 +43,8 @@ def _scales(features: tuple[Feature, ...]) -> FloatArray:
     return np.array([[feature.scale for feature in features], [not feature.bounded for feature in features]], float)
 
 
-FIRST_WORK, LAST_WORK = MACHINE_COLUMN["pending_prompts"], MACHINE_COLUMN["kv_held_tokens"]
-"""Columns of ``machines`` that change when something happens to a machine: from the one to the other."""
+WORK = slice(MACHINE_COLUMN["pending_prompts"], MACHINE_COLUMN["kv_held_tokens"] + 1)
+"""Columns of ``machines`` that change when something happens to a machine, and one of the `TIMES` among them."""
 
 TIMES = tuple(MACHINE_COLUMN[name] for name in TIME_FEATURES)
 """Columns of ``machines`` that change with time and request."""
@@ -131,20 +131,14 @@ def observe_changes(
 ) -> None:
     """`observe`, where no role has changed since the last look, and of the work only that of machines ``changed``.
 
-    The `TIMES` are taken from ``times`` (num_machines, 5) instead of the view.
+    The `TIMES` are taken from ``times`` (5, num_machines) instead of the view.
     """
     for i in range(len(changed)):
         m = changed[i]
-        for k in range(FIRST_WORK, LAST_WORK + 1):
-            arrays.machines[env, m, k] = squashed(machines[m, k], scales.machines[0, k], scales.machines[1, k])
-    for m in range(len(machines)):
-        before = max(m - 1, 0)
-        for i in range(len(TIMES)):
-            k, value = TIMES[i], times[m, i]
-            if m > 0 and value == times[before, i]:  # machines alike stand side by side
-                arrays.machines[env, m, k] = arrays.machines[env, before, k]
-            else:
-                arrays.machines[env, m, k] = squashed(value, scales.machines[0, k], scales.machines[1, k])
+        squash(machines[m, WORK], scales.machines[:, WORK], arrays.machines[env, m, WORK])
+    for i in range(len(TIMES)):
+        k = TIMES[i]
+        squash_column(times[i], scales.machines[0, k], scales.machines[1, k], arrays.machines[env, :, k])
     observe_rest(kind, request, cluster, scales, arrays, env)
 
 
@@ -162,6 +156,13 @@ def squash(values: FloatArray, scales: FloatArray, out: Float32Array) -> None:
     """Write ``values`` (n,) on their scales."""
     for k in range(len(values)):
         out[k] = squashed(values[k], scales[0, k], scales[1, k])
+
+
+@lean_njit
+def squash_column(values: FloatArray, scale: float, unbounded: float, out: Float32Array) -> None:
+    """Write ``values`` (n,) of one feature on its scale; ``out`` may have more rows."""
+    for m in range(len(values)):
+        out[m] = squashed(values[m], scale, unbounded)
 
 
 @lean_njit

@@ -117,7 +117,7 @@ def step_all(
     new_roles: IntArray,
     no_roles: BoolArray,
     outlook: Outlook,
-) -> None:
+) -> bool:
     """Bring the environments ``first`` to ``last`` − 1 to their learners' next decisions.
 
     Args:
@@ -131,7 +131,11 @@ def step_all(
         new_roles: (num_envs, num_machines), all -1; the decision left to make where it is REFUSED.
         no_roles: (num_machines, 3), all False.
         outlook: what the learners see afterwards.
+
+    Returns:
+        whether an order is not LEAVE afterwards.
     """
+    remains = False
     for env in range(first, last):
         if orders[env] == LEAVE:
             continue
@@ -141,6 +145,8 @@ def step_all(
         orders[env] = step_one(
             a, s, desk, slots[env], rules, crew, orders[env], choices[env], new_roles[env], no_roles, outlook, env
         )
+        remains |= orders[env] != LEAVE
+    return remains
 
 
 @njit

@@ -45,7 +45,7 @@ BoolArray = npt.NDArray[np.bool_]
     TOKEN_WEIGHT,
     TOKEN_WEIGHTED,
     COMING_CONTEXT,
-    LAW,  # the first machine with the same latency law
+    LAW,  # which latency law
 ) = range(20)
 NUM_COLUMNS = 20
 
@@ -64,13 +64,13 @@ class BookArrays(NamedTuple):
 
     rows: FloatArray  # (num_machines, NUM_COLUMNS)
     facts: FloatArray  # (num_machines, 4)
-    laws: FloatArray  # (num_machines, LAW_SIZE)
+    laws: FloatArray  # (num_laws, LAW_SIZE)
     baseline_law: FloatArray  # (LAW_SIZE,)
     costs: FloatArray  # KV bytes per token, transfer overhead, switching time, least KV capacity of a machine
     arrived: FloatArray  # (2, 3): this window, the one before x requests, prompt tokens, output tokens
     window: IntArray  # (1,) which window this is
     masked: IntArray  # (3,) which masks are there (`renew_masks`), -1 if unknown; what fits somewhere; how often filled
-    times: FloatArray  # (num_machines, 5) the `TIME_FEATURES`
+    times: FloatArray  # (5, num_machines) the `TIME_FEATURES`
     machines: FloatArray  # from here on as in ClusterView
     request: FloatArray
     cluster: FloatArray
@@ -92,9 +92,7 @@ class Books:
         count = len(machines)
         self.rows: FloatArray = zeros((count, NUM_COLUMNS))
         self.rows[:, ROLE] = [machine.role for machine in machines]
-        self.laws = cluster.laws
-        first_with: dict[bytes, int] = {}
-        self.rows[:, LAW] = [first_with.setdefault(law.tobytes(), m) for m, law in enumerate(self.laws)]
+        self.laws, self.rows[:, LAW] = cluster.laws
         facts = {id(machine.profile): _facts_of(machine.profile) for machine in machines}
         self.facts: FloatArray = np.array([facts[id(machine.profile)] for machine in machines])
         self.arrays = BookArrays(
@@ -113,7 +111,7 @@ class Books:
             arrived=zeros((2, 3)),
             window=zeros(1, np.int64),
             masked=zeros(3, np.int64),
-            times=zeros((count, len(TIME_FEATURES))),
+            times=zeros((len(TIME_FEATURES), count)),
             machines=zeros((count, NUM_MACHINE_FEATURES)),
             request=zeros(NUM_REQUEST_FEATURES),
             cluster=zeros(NUM_CLUSTER_FEATURES),
@@ -128,9 +126,14 @@ class Books:
         """Count an arrival in the rates."""
         count_arrival_rate(time_s, prompt_tokens, predicted_output_tokens, self.arrays.arrived, self.arrays.window)
 
+    def law(self, machine: int) -> FloatArray:
+        """(LAW_SIZE,) that of ``machine``."""
+        row: FloatArray = self.laws[int(self.rows[machine, LAW])]
+        return row
+
     def prompt_s(self, machine: int, prompt_tokens: int) -> float:
         """The prompt phase alone on ``machine``."""
-        return float(iteration_s(self.laws[machine], prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0))
+        return float(iteration_s(self.law(machine), prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0))
 
     def view(self, kind: int, time_s: float, prompt_tokens: int, predicted_output_tokens: float) -> ClusterView:
         """What may be known at ``time_s``; at a tick the lengths are 0."""
@@ -262,19 +265,19 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
 
     They go into ``times`` only; `show_times` brings them into the view.
     """
-    cluster = books.cluster
+    cluster, times = books.cluster, books.times
     total_tokens = total_s = total_decodes = total_context = 0.0
     kv_bytes = books.costs[KV_BYTES_PER_TOKEN] * prompt_tokens
     last_law = -1
     last_link = prompt_s = idle_tbt_s = transfer_s = 0.0
     for m in range(len(books.rows)):
-        row, out = books.rows[m], books.times[m]
+        row = books.rows[m]
         pending_s = 0.0
         if row[PENDING_PROMPTS] > 0:
             pending_s = max(row[PENDING_S] - (time_s - row[PROMPT_SINCE_S]), 0.0)
-        out[0] = pending_s
+        times[0, m] = pending_s
         if is_tick:
-            out[1:] = 0.0
+            times[1:, m] = 0.0
         else:
             which, link = int(row[LAW]), books.facts[m, LINK_BYTES_PER_S]
             law = books.laws[which]
@@ -292,7 +295,10 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
             if joined > 1 or context > 0:
                 coming_context = int(row[COMING_CONTEXT]) + prompt_tokens + 1
                 tbt_s = iteration_s(law, 0, 0, 0, 0, joined, context + coming_context)
-            out[1], out[2], out[3], out[4] = prompt_s, pending_s + ttft_s, tbt_s, transfer_s
+            times[1, m] = prompt_s
+            times[2, m] = pending_s + ttft_s
+            times[3, m] = tbt_s
+            times[4, m] = transfer_s
         total_tokens += row[PENDING_TOKENS]
         total_s += pending_s
         total_decodes += row[DECODES] + row[COMING]
@@ -304,9 +310,9 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
 def show_times(books: BookArrays) -> None:
     """Bring what `fill_times` wrote into the view."""
     for m in range(len(books.rows)):
-        out, times = books.machines[m], books.times[m]
-        out[12] = times[0]
-        out[21], out[22], out[23], out[24] = times[1], times[2], times[3], times[4]
+        out, times = books.machines[m], books.times
+        out[12] = times[0, m]
+        out[21], out[22], out[23], out[24] = times[1, m], times[2, m], times[3, m], times[4, m]
 
 
 @lean_njit

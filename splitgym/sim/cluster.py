@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -70,11 +71,12 @@ class Cluster:
         """How many machines there are."""
         return len(self.machines)
 
-    @property
-    def laws(self) -> FloatArray:
-        """(num_machines, LAW_SIZE) packed latency laws."""
-        packed = {id(machine.profile): machine.profile.law.packed() for machine in self.machines}
-        return np.stack([packed[id(machine.profile)] for machine in self.machines])
+    @cached_property
+    def laws(self) -> tuple[FloatArray, list[int]]:
+        """The packed latency laws (num_laws, LAW_SIZE), each once, and for each machine which is its."""
+        laws = [machine.profile.law for machine in self.machines]
+        number = {law: n for n, law in enumerate(dict.fromkeys(laws))}
+        return np.stack([law.packed() for law in number]), [number[law] for law in laws]
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class World:
         self.machines = [
             SimMachine(
                 index,
-                self.books.laws[index],
+                self.books.law(index),
                 self.books.rows[index],
                 machine.profile.kv_capacity_tokens,
                 machine.profile.link_bytes_per_s,

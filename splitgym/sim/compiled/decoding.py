@@ -1,8 +1,7 @@
 """The decodes of one machine, as in `splitgym.sim.decoding`, over records.
 
-Ends are kept in a heap, members in a list by arrival, chained through the requests. Largest gaps are kept in groups: a
-request that becomes steady joins the group of those whose largest gap since then is the same, and a gap that is larger
-than those of some groups makes them one (union-find, `group`).
+Members stand in one stretch of `State.ends`: as a heap of their ends or, while some are left out, in order of arrival.
+Gaps are a stack of decreasing maxima in a stretch of `State.gaps`.
 """
 
 from __future__ import annotations
@@ -29,28 +28,15 @@ def join_decodes(s: State, m: int, r: int) -> None:
     request.tbt_max_s = 0.0
     request.passed_over = 0
     machine.context_tokens += request.prompt_tokens + 1
-    machine.decodes += 1
-    before = machine.youngest
-    while before > r:
-        before = s.requests[before].before
-    after = s.requests[before].after if before >= 0 else machine.oldest
-    link(s, m, before, r)
-    link(s, m, r, after)
     make_fresh(s, m, r)
-    add_end(s, m, r)
-
-
-@lean_njit
-def link(s: State, m: int, before: int, after: int) -> None:
-    """Make two members neighbours; -1 stands for the end of the list."""
-    if before >= 0:
-        s.requests[before].after = after
+    if machine.decodes == machine.ends_room:
+        make_room_for_ends(s, m)
+    members = s.ends[machine.first_end :]
+    if machine.has_left_out:
+        insert(members, machine.decodes, request.ends_at, r)
     else:
-        s.machines[m].oldest = after
-    if after >= 0:
-        s.requests[after].before = before
-    else:
-        s.machines[m].youngest = before
+        push(members, machine.decodes, request.ends_at, r)
+    machine.decodes += 1
 
 
 @lean_njit
@@ -64,15 +50,6 @@ def make_fresh(s: State, m: int, r: int) -> None:
 
 
 @lean_njit
-def leave(s: State, m: int, r: int) -> None:
-    """The request is done."""
-    machine = s.machines[m]
-    link(s, m, s.requests[r].before, s.requests[r].after)
-    machine.context_tokens -= whole_tokens(s, r)
-    machine.decodes -= 1
-
-
-@lean_njit
 def serve_all(s: State, m: int, end_s: float) -> int:
     """One token for everybody at ``end_s``; returns the first of those that are done, chained by `next`."""
     machine = s.machines[m]
@@ -83,20 +60,21 @@ def serve_all(s: State, m: int, end_s: float) -> int:
     if machine.fresh > 0:
         settle_fresh(s, m, end_s)
     machine.last_s = end_s
+    members = s.ends[machine.first_end :]
     if machine.has_left_out:
-        r = machine.oldest
-        while r >= 0:
+        for i in range(machine.decodes):
+            r = members[i].key
             s.requests[r].passed_over = 0
-            r = s.requests[r].after
+            push(members, i, s.requests[r].ends_at, r)
         machine.has_left_out = False
     first = last = -1
-    while machine.ends > 0 and s.ends[machine.first_end].time_s == machine.decode_clock:
-        r = s.ends[machine.first_end].key
-        pop(s.ends[machine.first_end :], machine.ends)
-        machine.ends -= 1
-        leave(s, m, r)
+    while machine.decodes > 0 and members[0].time_s == machine.decode_clock:
+        r = members[0].key
+        pop(members, machine.decodes)
+        machine.decodes -= 1
+        machine.context_tokens -= whole_tokens(s, r)
         request = s.requests[r]
-        request.tbt_max_s = largest_gap_s(s.requests, r)
+        request.tbt_max_s = largest_gap_s(s, m, r)
         request.next = -1
         if last < 0:
             first = r
@@ -104,8 +82,28 @@ def serve_all(s: State, m: int, end_s: float) -> int:
             s.requests[last].next = r
         last = r
     if machine.decodes == 0:
-        machine.least_gap = machine.newly_steady = -1
+        machine.gaps = 0
     return first
+
+
+@lean_njit
+def leave_some_out(s: State, m: int) -> None:
+    """Bring the members into order of arrival, in which they stay until everybody is served again."""
+    machine = s.machines[m]
+    if machine.has_left_out:
+        return
+    machine.has_left_out = True
+    members, count = s.ends[machine.first_end :], machine.decodes
+    for i in range(count):
+        push(members, i, members[i].key, members[i].key)
+    for i in range(count - 1, -1, -1):  # the least comes last
+        r = members[0].key
+        pop(members, i + 1)
+        members[i].key = r
+    for i in range(count // 2):
+        members[i].key, members[count - 1 - i].key = members[count - 1 - i].key, members[i].key
+    for i in range(count):
+        members[i].time_s = s.requests[members[i].key].ends_at
 
 
 @lean_njit
@@ -113,15 +111,15 @@ def serve_some(s: State, m: int, end_s: float) -> int:
     """One token for those not marked LEFT_OUT; the others are passed over. Returns as `serve_all` does."""
     machine = s.machines[m]
     machine.context_tokens += machine.batch_decodes
+    members, count = s.ends[machine.first_end :], machine.decodes
     machine.fresh_first = -1
-    machine.fresh = machine.ends = 0
+    machine.fresh = machine.decodes = 0
     first = last = -1
-    r = machine.oldest
-    while r >= 0:
+    for i in range(count):
+        r = members[i].key
         request = s.requests[r]
-        after = request.after
         if not request.is_fresh:
-            request.tbt_max_s = largest_gap_s(s.requests, r)
+            request.tbt_max_s = largest_gap_s(s, m, r)
             request.last_token_s = machine.last_s
         is_done = False
         if request.served == LEFT_OUT:
@@ -133,7 +131,7 @@ def serve_some(s: State, m: int, end_s: float) -> int:
             request.ends_at -= 1
             is_done = request.ends_at == machine.decode_clock
         if is_done:
-            leave(s, m, r)
+            machine.context_tokens -= whole_tokens(s, r)
             request.next = -1
             if last < 0:
                 first = r
@@ -142,11 +140,21 @@ def serve_some(s: State, m: int, end_s: float) -> int:
             last = r
         else:
             make_fresh(s, m, r)
-            add_end(s, m, r)
-        r = after
-    machine.least_gap = machine.newly_steady = -1
-    machine.has_left_out = True
+            insert(members, machine.decodes, request.ends_at, r)
+            machine.decodes += 1
+    machine.gaps = 0
     return first
+
+
+@lean_njit
+def insert(members: Records, count: int, ends_at: int, r: int) -> None:
+    """Add a member to the ``count`` that stand in order of arrival."""
+    place = count
+    while place > 0 and members[place - 1].key > r:
+        members[place].time_s, members[place].key = members[place - 1].time_s, members[place - 1].key
+        place -= 1
+    members[place].time_s = ends_at
+    members[place].key = r
 
 
 # --- gaps -----------------------------------------------------------------------------------------------------------
@@ -154,72 +162,82 @@ def serve_some(s: State, m: int, end_s: float) -> int:
 
 @lean_njit
 def note_gap(s: State, m: int, gap_s: float) -> None:
-    """A gap for all that are steady: groups whose own is not larger, and those newly steady, become one."""
-    machine, requests = s.machines[m], s.requests
-    root, top = machine.newly_steady, machine.least_gap
-    while top >= 0 and requests[top].gap_s <= gap_s:
-        if root >= 0:
-            requests[root].group = top
-        root = top
-        top = requests[top].below
-    if root >= 0:
-        requests[root].gap_s = gap_s
-        requests[root].below = top
-        machine.least_gap = root
-    machine.newly_steady = -1
+    """A gap for all that are steady; if it is nobody's largest, nothing is to be kept."""
+    machine = s.machines[m]
+    gaps = s.gaps[machine.first_gap :]
+    top = machine.gaps - 1
+    while top >= 0 and gaps[top].time_s <= gap_s:
+        top -= 1
+    if top < 0 or machine.steady_since >= gaps[top].key:
+        if top + 1 == machine.gaps_room:
+            make_room_for_gaps(s, m)
+            gaps = s.gaps[machine.first_gap :]
+        top += 1
+        gaps[top].time_s = gap_s
+        gaps[top].key = machine.decode_clock
+    machine.gaps = top + 1
 
 
 @lean_njit
 def settle_fresh(s: State, m: int, end_s: float) -> None:
-    """The fresh have a token at ``end_s`` as all others have, and form a group without a gap so far."""
+    """The fresh have a token at ``end_s`` as all others have; later gaps count for them as for those."""
     machine = s.machines[m]
-    root = r = machine.fresh_first
+    r = machine.fresh_first
     while r >= 0:
         request = s.requests[r]
         request.tbt_max_s = max(request.tbt_max_s, end_s - request.last_token_s)
         request.is_fresh = False
-        request.group = root
+        request.since = machine.decode_clock
         r = request.next
-    s.requests[root].gap_s = 0.0
-    machine.newly_steady = root
+    machine.steady_since = machine.decode_clock
     machine.fresh_first = -1
     machine.fresh = 0
 
 
 @lean_njit
-def largest_gap_s(requests: Records, r: int) -> float:
-    """Of one that is steady."""
-    root = r
-    while requests[root].group != root:
-        requests[root].group = requests[requests[root].group].group  # halve the path
-        root = requests[root].group
-    return max(requests[r].tbt_max_s, requests[root].gap_s)  # type: ignore[no-any-return]
+def largest_gap_s(s: State, m: int, r: int) -> float:
+    """Of one that is steady: its own before, or the first of the stack after that."""
+    machine, request = s.machines[m], s.requests[r]
+    gaps = s.gaps[machine.first_gap :]
+    first, end = 0, machine.gaps
+    while first < end:
+        middle = (first + end) >> 1
+        if gaps[middle].key > request.since:
+            end = middle
+        else:
+            first = middle + 1
+    return max(request.tbt_max_s, gaps[first].time_s) if first < machine.gaps else request.tbt_max_s  # type: ignore[no-any-return]
 
 
-# --- ends -----------------------------------------------------------------------------------------------------------
-
-
-@lean_njit
-def add_end(s: State, m: int, r: int) -> None:
-    """Put a request's end into its machine's heap."""
-    machine = s.machines[m]
-    if machine.ends == machine.ends_room:
-        make_room(s, m)
-    push(s.ends[machine.first_end :], machine.ends, s.requests[r].ends_at, r)
-    machine.ends += 1
+# --- stretches ------------------------------------------------------------------------------------------------------
+# A request decodes on one machine only, so that all of them are at most 4 x the requests + 16 x the machines.
 
 
 @lean_njit
-def make_room(s: State, m: int) -> None:
-    """Move a machine's heap to a stretch of twice the length.
-
-    A request decodes on one machine only, so all stretches together are at most 4 x the requests + 16 x the machines.
-    """
+def make_room_for_ends(s: State, m: int) -> None:
+    """Move a machine's members to a stretch of twice the length."""
     run, machine = s.run[0], s.machines[m]
     first = run.ends_given
-    for k in range(machine.ends):
-        s.ends[first + k].time_s = s.ends[machine.first_end + k].time_s
-        s.ends[first + k].key = s.ends[machine.first_end + k].key
+    move(s.ends, machine.first_end, first, machine.decodes)
     machine.first_end = first
     machine.ends_room = max(2 * machine.ends_room, 8)
     run.ends_given += machine.ends_room
+
+
+@lean_njit
+def make_room_for_gaps(s: State, m: int) -> None:
+    """Move a machine's gaps to a stretch of twice the length."""
+    run, machine = s.run[0], s.machines[m]
+    first = run.gaps_given
+    move(s.gaps, machine.first_gap, first, machine.gaps)
+    machine.first_gap = first
+    machine.gaps_room = max(2 * machine.gaps_room, 8)
+    run.gaps_given += machine.gaps_room
+
+
+@lean_njit
+def move(entries: Records, source: int, destination: int, count: int) -> None:
+    """Copy ``count`` entries."""
+    for k in range(count):
+        entries[destination + k].time_s = entries[source + k].time_s
+        entries[destination + k].key = entries[source + k].key

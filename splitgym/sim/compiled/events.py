@@ -1,8 +1,12 @@
-"""Binary heaps over arrays of TIMED records, and the keys of events: the contract's (kind, machine, request)."""
+"""What happens next: binary heaps over arrays of TIMED records, and a tournament of the machines' iterations.
+
+Keys of events are the contract's (kind, machine, request).
+"""
 
 from __future__ import annotations
 
 from splitgym.jit import lean_njit
+from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, MACHINE_START
 from splitgym.sim.compiled.state import Records, State
 
 
@@ -94,3 +98,38 @@ def make_runnable(s: State, m: int) -> None:
     if machine.is_idle:
         machine.is_idle = False
         plan_start(s, m)
+
+
+@lean_njit
+def plan_iteration_end(s: State, m: int, time_s: float) -> None:
+    """The iteration of a machine is to end at ``time_s``; NEVER_S: there is none.
+
+    A node of the tournament holds the earlier of the two below it, of equals the lower machine; node 1 the first.
+    """
+    ends = s.iterations
+    node = (len(ends) >> 1) + m
+    ends[node].time_s = time_s
+    while node > 1:
+        left = node & ~1
+        first = left + (ends[left + 1].time_s < ends[left].time_s)
+        node >>= 1
+        ends[node].time_s = ends[first].time_s
+        ends[node].key = ends[first].key
+
+
+@lean_njit
+def next_event(s: State) -> tuple[float, int]:
+    """When the next event happens, NEVER_S if none does, and its kind."""
+    run = s.run[0]
+    time_s, kind = s.iterations[1].time_s, ITERATION_END
+    if run.events > 0:
+        event = s.events[0]
+        if event.time_s < time_s:
+            time_s, kind = event.time_s, key_kind(event.key)
+    if run.next_arrival_s < time_s or (run.next_arrival_s == time_s and kind > ARRIVAL):
+        time_s, kind = run.next_arrival_s, ARRIVAL
+    if run.next_tick_s < time_s or (run.next_tick_s == time_s and kind > CONTROL_TICK):
+        time_s, kind = run.next_tick_s, CONTROL_TICK
+    if run.starts > 0 and run.now_s < time_s:
+        time_s, kind = run.now_s, MACHINE_START
+    return time_s, kind

@@ -5,18 +5,18 @@ from __future__ import annotations
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
 from splitgym.sim import books as b
-from splitgym.sim.clock import ITERATION_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import (
     FORCED,
     LEFT_OUT,
     SERVED,
     join_decodes,
+    leave_some_out,
     serve_all,
     serve_some,
     whole_tokens,
 )
-from splitgym.sim.compiled.events import plan, plan_start
+from splitgym.sim.compiled.events import plan_iteration_end, plan_start
 from splitgym.sim.compiled.memory import admits, free, join, receive, send, wait_for_room
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
@@ -30,7 +30,7 @@ def start_machine(s: State, m: int) -> None:
     """Form a batch and begin its iteration, or wait for work."""
     if form_batch(s, m):
         run = s.run[0]
-        plan(s, run.now_s + start_iteration(s, m), ITERATION_END, m, 0)
+        plan_iteration_end(s, m, run.now_s + start_iteration(s, m))
     else:
         s.machines[m].is_idle = True
 
@@ -90,21 +90,20 @@ def count_forced(s: State, m: int) -> int:
     """Decodes passed over too often, as many as fit."""
     run = s.run[0]
     forced = 0
-    r = s.machines[m].oldest
-    while r >= 0 and forced < min(run.max_batch_size, run.max_batch_tokens):
-        if s.requests[r].passed_over >= run.max_preemptions:
+    machine = s.machines[m]
+    for i in range(machine.first_end, machine.first_end + machine.decodes):
+        if s.requests[s.ends[i].key].passed_over >= run.max_preemptions:
             forced += 1
-        r = s.requests[r].after
-    return forced
+    return min(forced, run.max_batch_size, run.max_batch_tokens)  # type: ignore[no-any-return]
 
 
 @lean_njit
 def mark_served(s: State, m: int, forced: int, room: int) -> None:
     """Mark who gets a token: the ``forced`` and, of the others, ``room``."""
-    max_preemptions = s.run[0].max_preemptions
-    r = s.machines[m].oldest
-    while r >= 0:
-        request = s.requests[r]
+    leave_some_out(s, m)
+    machine, max_preemptions = s.machines[m], s.run[0].max_preemptions
+    for i in range(machine.first_end, machine.first_end + machine.decodes):
+        request = s.requests[s.ends[i].key]
         if forced > 0 and request.passed_over >= max_preemptions:
             request.served = FORCED
             forced -= 1
@@ -113,7 +112,6 @@ def mark_served(s: State, m: int, forced: int, room: int) -> None:
             room -= 1
         else:
             request.served = LEFT_OUT
-        r = request.after
 
 
 @lean_njit
@@ -179,14 +177,12 @@ def start_iteration(s: State, m: int) -> float:
 @lean_njit
 def served_context(s: State, m: int) -> int:
     """Σ prompt and tokens so far of those marked as served."""
-    clock = s.machines[m].decode_clock
+    machine = s.machines[m]
     total = 0
-    r = s.machines[m].oldest
-    while r >= 0:
-        request = s.requests[r]
-        if request.served != LEFT_OUT:
-            total += whole_tokens(s, r) - (request.ends_at - clock)
-        r = request.after
+    for i in range(machine.first_end, machine.first_end + machine.decodes):
+        r = s.ends[i].key
+        if s.requests[r].served != LEFT_OUT:
+            total += whole_tokens(s, r) - (s.requests[r].ends_at - machine.decode_clock)
     return total
 
 
@@ -246,13 +242,13 @@ def end_decodes(s: State, m: int) -> None:
 @lean_njit
 def served_weight(s: State, m: int) -> float:
     """Σ weight of those marked as served: the forced first, each in order of arrival."""
+    machine = s.machines[m]
     total = 0.0
     for mark in (FORCED, SERVED):
-        r = s.machines[m].oldest
-        while r >= 0:
-            if s.requests[r].served == mark:
-                total += s.requests[r].token_weight
-            r = s.requests[r].after
+        for i in range(machine.first_end, machine.first_end + machine.decodes):
+            request = s.requests[s.ends[i].key]
+            if request.served == mark:
+                total += request.token_weight
     return total
 
 

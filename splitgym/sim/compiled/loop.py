@@ -21,7 +21,14 @@ from splitgym.sim.books import (
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, MACHINE_START, TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
-from splitgym.sim.compiled.events import key_kind, key_machine, key_request, make_runnable, pop
+from splitgym.sim.compiled.events import (
+    key_machine,
+    key_request,
+    make_runnable,
+    next_event,
+    plan_iteration_end,
+    pop,
+)
 from splitgym.sim.compiled.iterations import end_iteration, need_here, start_machine
 from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN, Kernel, function_at
 from splitgym.sim.compiled.memory import end_transfer
@@ -42,45 +49,28 @@ OVER, DUE, LOG_IS_FULL, INVALID = range(4)
 
 
 @lean_njit
-def next_event_s(s: State) -> float:
-    """When the next event happens."""
+def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
+    """One event, the next."""
     run = s.run[0]
-    if run.starts > 0:
-        return run.now_s  # type: ignore[no-any-return]
-    first_s = s.events[0].time_s if run.events > 0 else NEVER_S
-    return min(first_s, run.next_arrival_s, run.next_tick_s)  # type: ignore[no-any-return]
-
-
-@lean_njit
-def step(s: State, desk: BookArrays) -> None:
-    """One event."""
-    run = s.run[0]
-    time_s, kind = NEVER_S, MACHINE_START + 1
-    if run.starts > 0:
-        time_s, kind = run.now_s, MACHINE_START
-    if run.events > 0 and s.events[0].time_s <= time_s:
-        time_s, kind = s.events[0].time_s, key_kind(s.events[0].key)
-    if run.next_arrival_s < time_s or (run.next_arrival_s == time_s and kind > ARRIVAL):
-        time_s, kind = run.next_arrival_s, ARRIVAL
-    if run.next_tick_s < time_s or (run.next_tick_s == time_s and kind > CONTROL_TICK):
-        time_s, kind = run.next_tick_s, CONTROL_TICK
     run.now_s = time_s
-    if kind == ARRIVAL:
-        arrive(s, desk)
-    elif kind == CONTROL_TICK:
-        tick(s)
+    if kind == ITERATION_END:
+        m = s.iterations[1].key
+        plan_iteration_end(s, m, NEVER_S)
+        end_iteration(s, m)
     elif kind == MACHINE_START:
         m = s.starts[0].key
         pop(s.starts, run.starts)
         run.starts -= 1
         start_machine(s, m)
+    elif kind == ARRIVAL:
+        arrive(s, desk)
+    elif kind == CONTROL_TICK:
+        tick(s)
     else:
         key = s.events[0].key
         pop(s.events, run.events)
         run.events -= 1
-        if kind == ITERATION_END:
-            end_iteration(s, key_machine(key))
-        elif kind == TRANSFER_END:
+        if kind == TRANSFER_END:
             end_transfer(s, key_request(key))
         else:
             end_switch(s, key_machine(key))
@@ -119,7 +109,7 @@ def tick(s: State) -> None:
     """A decision about roles is due, unless nothing but ticks is left."""
     run = s.run[0]
     run.next_tick_s = NEVER_S
-    if run.follow_up or next_event_s(s) == NEVER_S:
+    if run.follow_up or next_event(s)[0] == NEVER_S:
         return
     run.pending = TICK
     run.ticks += 1
@@ -138,7 +128,7 @@ def advance(s: State, desk: BookArrays) -> int:
     """Run to the next decision; returns OVER, DUE or LOG_IS_FULL."""
     run = s.run[0]
     while run.pending == NO_DECISION:
-        next_s = next_event_s(s)
+        next_s, kind = next_event(s)
         if run.follow_up:
             if run.unfinished == 0 or next_s > run.last_s or next_s == NEVER_S:
                 return OVER
@@ -148,7 +138,7 @@ def advance(s: State, desk: BookArrays) -> int:
             return OVER
         if run.log_lines > LOG_CHUNK:
             return LOG_IS_FULL
-        step(s, desk)
+        step(s, desk, next_s, kind)
     return DUE
 
 

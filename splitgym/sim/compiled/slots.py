@@ -13,7 +13,8 @@ from splitgym.sim.compiled.state import LINE, MACHINE, REQUEST, RUN, TIMED, Stat
 
 IntArray = npt.NDArray[np.int64]
 
-NUM_ARRAYS = len(State._fields) + len(BookArrays._fields)
+_DESK = len(State._fields)
+NUM_ARRAYS = _DESK + len(BookArrays._fields)
 
 CODE = NUM_ARRAYS
 """The row that holds the address of `splitgym.sim.compiled.loop.advance_at`."""
@@ -43,32 +44,35 @@ def state_at(a: IntArray) -> State:
         masked=carray(pointer_at(a[4, 0]), (a[4, 1],), _INT),
         notes=carray(pointer_at(a[5, 0]), (a[5, 1],), _INT),
         run=carray(pointer_at(a[6, 0]), (a[6, 1],), RUN),
-        events=carray(pointer_at(a[7, 0]), (a[7, 1],), TIMED),
-        starts=carray(pointer_at(a[8, 0]), (a[8, 1],), TIMED),
-        deadlines=carray(pointer_at(a[9, 0]), (a[9, 1],), TIMED),
-        ends=carray(pointer_at(a[10, 0]), (a[10, 1],), TIMED),
-        blocked=carray(pointer_at(a[11, 0]), (a[11, 1], a[11, 2]), _BOOL),
-        log=carray(pointer_at(a[12, 0]), (a[12, 1],), LINE),
+        iterations=carray(pointer_at(a[7, 0]), (a[7, 1],), TIMED),
+        events=carray(pointer_at(a[8, 0]), (a[8, 1],), TIMED),
+        starts=carray(pointer_at(a[9, 0]), (a[9, 1],), TIMED),
+        deadlines=carray(pointer_at(a[10, 0]), (a[10, 1],), TIMED),
+        ends=carray(pointer_at(a[11, 0]), (a[11, 1],), TIMED),
+        gaps=carray(pointer_at(a[12, 0]), (a[12, 1],), TIMED),
+        blocked=carray(pointer_at(a[13, 0]), (a[13, 1], a[13, 2]), _BOOL),
+        log=carray(pointer_at(a[14, 0]), (a[14, 1],), LINE),
     )
 
 
 @njit
 def desk_at(a: IntArray) -> BookArrays:
     """The books whose `addresses` are the rows of ``a`` after those of a state."""
+    d = a[_DESK:]
     return BookArrays(
-        rows=carray(pointer_at(a[13, 0]), (a[13, 1], a[13, 2]), _FLOAT),
-        facts=carray(pointer_at(a[14, 0]), (a[14, 1], a[14, 2]), _FLOAT),
-        laws=carray(pointer_at(a[15, 0]), (a[15, 1], a[15, 2]), _FLOAT),
-        baseline_law=carray(pointer_at(a[16, 0]), (a[16, 1],), _FLOAT),
-        costs=carray(pointer_at(a[17, 0]), (a[17, 1],), _FLOAT),
-        arrived=carray(pointer_at(a[18, 0]), (a[18, 1], a[18, 2]), _FLOAT),
-        window=carray(pointer_at(a[19, 0]), (a[19, 1],), _INT),
-        masked=carray(pointer_at(a[20, 0]), (a[20, 1],), _INT),
-        times=carray(pointer_at(a[21, 0]), (a[21, 1], a[21, 2]), _FLOAT),
-        machines=carray(pointer_at(a[22, 0]), (a[22, 1], a[22, 2]), _FLOAT),
-        request=carray(pointer_at(a[23, 0]), (a[23, 1],), _FLOAT),
-        cluster=carray(pointer_at(a[24, 0]), (a[24, 1],), _FLOAT),
-        prompt_mask=carray(pointer_at(a[25, 0]), (a[25, 1],), _BOOL),
-        token_mask=carray(pointer_at(a[26, 0]), (a[26, 1],), _BOOL),
-        role_mask=carray(pointer_at(a[27, 0]), (a[27, 1], a[27, 2]), _BOOL),
+        rows=carray(pointer_at(d[0, 0]), (d[0, 1], d[0, 2]), _FLOAT),
+        facts=carray(pointer_at(d[1, 0]), (d[1, 1], d[1, 2]), _FLOAT),
+        laws=carray(pointer_at(d[2, 0]), (d[2, 1], d[2, 2]), _FLOAT),
+        baseline_law=carray(pointer_at(d[3, 0]), (d[3, 1],), _FLOAT),
+        costs=carray(pointer_at(d[4, 0]), (d[4, 1],), _FLOAT),
+        arrived=carray(pointer_at(d[5, 0]), (d[5, 1], d[5, 2]), _FLOAT),
+        window=carray(pointer_at(d[6, 0]), (d[6, 1],), _INT),
+        masked=carray(pointer_at(d[7, 0]), (d[7, 1],), _INT),
+        times=carray(pointer_at(d[8, 0]), (d[8, 1], d[8, 2]), _FLOAT),
+        machines=carray(pointer_at(d[9, 0]), (d[9, 1], d[9, 2]), _FLOAT),
+        request=carray(pointer_at(d[10, 0]), (d[10, 1],), _FLOAT),
+        cluster=carray(pointer_at(d[11, 0]), (d[11, 1],), _FLOAT),
+        prompt_mask=carray(pointer_at(d[12, 0]), (d[12, 1],), _BOOL),
+        token_mask=carray(pointer_at(d[13, 0]), (d[13, 1],), _BOOL),
+        role_mask=carray(pointer_at(d[14, 0]), (d[14, 1], d[14, 2]), _BOOL),
     )

@@ -46,13 +46,9 @@ REQUEST = np.dtype(
         ("finish_s", "f8"),
         ("next", "i4"),  # in a machine's queue, batch, inbox, joining list, fresh list or list of the done
         # While it decodes (`decoding`):
-        ("before", "i4"),  # in order of arrival
-        ("after", "i4"),
         ("last_token_s", "f8"),  # known where it is fresh
         ("tbt_max_s", "f8"),
-        ("group", "i4"),  # towards the root of those with the same largest gap since they became steady
-        ("gap_s", "f8"),  # of a root: that gap
-        ("below", "i4"),  # of a root: the group with the next larger gap
+        ("since", "i4"),  # of its machine's decode clock: later gaps of all members count for it
         ("ends_at", "i4"),  # its machine's decode clock when its last token is due, if it is never left out
         ("passed_over", "i4"),
         ("served", "i4"),  # in an iteration that leaves some out: LEFT_OUT, SERVED or FORCED
@@ -97,17 +93,16 @@ MACHINE = np.dtype(
         ("decodes", "i4"),
         ("decode_clock", "i4"),  # counts iterations that serve everybody
         ("context_tokens", "i8"),
-        ("oldest", "i4"),
-        ("youngest", "i4"),
-        ("ends", "i4"),  # of them, in its heap: a stretch of `State.ends` from ``first_end``, with room for
-        ("ends_room", "i4"),
+        ("ends_room", "i4"),  # of their stretch of `State.ends`
         ("first_end", "i4"),
+        ("gaps", "i4"),  # how many stand in its stretch of `State.gaps`
+        ("gaps_room", "i4"),
+        ("first_gap", "i4"),
+        ("steady_since", "i4"),  # the decode clock when a member last became steady
         ("last_s", "f8"),  # when the last iteration that served everybody ended
         ("fresh_first", "i4"),
         ("fresh", "i4"),
-        ("least_gap", "i4"),  # the group with the least gap, the latest
-        ("newly_steady", "i4"),  # the group of those that were fresh in the last iteration
-        ("has_left_out", "?"),
+        ("has_left_out", "?"),  # somebody, in the last iteration or the one going on
     ],
     align=True,
 )
@@ -147,6 +142,7 @@ RUN = np.dtype(
         ("sorted_deadlines", "i8"),  # the first of them: they are in the heap
         ("missed_until_s", "f8"),  # deadlines before that have been counted where they were missed
         ("ends_given", "i8"),  # to machines, of `State.ends`
+        ("gaps_given", "i8"),
         ("noted", "i8"),  # the number of the next note (`notes`)
         ("first_noted", "i8"),  # of the first that is still there
         ("read", "i8"),  # where the latest reader stopped
@@ -198,21 +194,23 @@ class State(NamedTuple):
     requests: Records  # (num_requests,) REQUEST
     machines: Records  # (num_machines,) MACHINE
     books: FloatArray  # (num_machines, NUM_COLUMNS), the rows of `Books`
-    laws: FloatArray  # (num_machines, LAW_SIZE)
+    laws: FloatArray  # (num_laws, LAW_SIZE)
     masked: IntArray  # (3,) as in `BookArrays`
     notes: IntArray  # ((1 + NOTES) · num_machines,) all machines, then those that have changed (`notes`)
     run: Records  # (1,) RUN
-    events: Records  # TIMED, a heap: iterations, transfers and role changes to come
+    iterations: Records  # TIMED, a tournament of the ends of iterations, of as many machines as a power of two
+    events: Records  # TIMED, a heap: ends of transfers and role changes to come
     starts: Records  # TIMED, a heap: machines that form a batch once everything else of this instant has happened
     deadlines: Records  # TIMED, a heap, then those that are not in it yet
-    ends: Records  # TIMED, stretches for the machines' heaps: (decode clock, request) of the ends of token phases
+    ends: Records  # TIMED, stretches for the machines' decodes: (decode clock, request) of the ends of token phases
+    gaps: Records  # TIMED, stretches for the machines' largest gaps between tokens: (gap, decode clock)
     blocked: BoolArray  # (num_machines, num_machines): [d, m] where the next prompt of m waits for room at d
     log: Records  # LINE, nothing where the run is not recorded
 
 
 def size_of(scenario: Scenario) -> int:
     """How many bytes a state and its books need, about."""
-    per_request = REQUEST.itemsize + 7 * TIMED.itemsize
+    per_request = REQUEST.itemsize + 11 * TIMED.itemsize
     return per_request * len(scenario.requests) + 2048 * scenario.cluster.num_machines + 8192
 
 
@@ -253,10 +251,12 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         masked=books.arrays.masked,
         notes=notes,
         run=run,
+        iterations=_iterations(num_machines, zeros),
         events=zeros(num_machines + count + 1, TIMED),
         starts=zeros(num_machines, TIMED),
         deadlines=zeros(2 * count + 1, TIMED),
         ends=zeros(4 * count + 16 * num_machines, TIMED),
+        gaps=zeros(4 * count + 16 * num_machines, TIMED),
         blocked=zeros((num_machines, num_machines if run["is_layerwise"][0] else 0), np.bool_),
         log=zeros(LOG_CHUNK + 7 * count + 7 * num_machines + 7 if record else 0, LINE),
     )
@@ -297,11 +297,19 @@ def _requests(scenario: Scenario, zeros: Zeros) -> Records:
     requests["ttft_allowed_s"] = cluster.slo.ttft[1] * baseline.ttft_s
     requests["token_phase_allowed_s"] = cluster.slo.tbt[1] * (baseline.e2e_s - baseline.ttft_s)
     requests["status"] = IN_FLIGHT
-    for name in ("prompt_machine", "token_machine", "next", "before", "after", "group", "below"):
+    for name in ("prompt_machine", "token_machine", "next"):
         requests[name] = -1
     for name in ("prompt_start_s", "first_token_s", "transfer_end_s", "finish_s"):
         requests[name] = np.nan
     return requests
+
+
+def _iterations(num_machines: int, zeros: Zeros) -> Records:
+    leaves = 1 << (num_machines - 1).bit_length()
+    iterations = zeros(2 * leaves, TIMED)
+    iterations["time_s"] = NEVER_S
+    iterations["key"][leaves:] = np.arange(leaves)
+    return iterations
 
 
 def _machines(scenario: Scenario, zeros: Zeros) -> Records:
@@ -313,7 +321,6 @@ def _machines(scenario: Scenario, zeros: Zeros) -> Records:
     machines["decode_power_w"] = [profile.decode_power_w - profile.idle_power_w for profile in profiles]
     machines["is_idle"] = True
     chains = ("queue_first", "queue_last", "inbox_first", "inbox_last", "joining_first", "joining_last", "batch_first")
-    decoding = ("oldest", "youngest", "fresh_first", "least_gap", "newly_steady")
-    for name in (*chains, *decoding, "next_draining"):
+    for name in (*chains, "fresh_first", "next_draining"):
         machines[name] = -1
     return machines
