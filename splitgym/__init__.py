@@ -1,7 +1,11 @@
 """splitgym: learning to schedule LLM inference on phase-split clusters."""
 
-from splitgym.registration import register_envs
-
 __version__ = "0.1.0"
 
-register_envs()
+try:
+    from splitgym.registration import register_envs
+except ModuleNotFoundError as error:
+    if error.name != "gymnasium":  # a bundle's runtime does without
+        raise
+else:
+    register_envs()

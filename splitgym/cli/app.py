@@ -14,7 +14,7 @@ from typing import NoReturn
 import typer
 
 from splitgym import __version__
-from splitgym.cli import calibrate, learning, listing, simulate
+from splitgym.cli import calibrate, export, learning, listing, simulate
 from splitgym.errors import SplitgymError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command()(simulate.simulate)
 app.command()(learning.train)
 app.command()(learning.compare)
+app.command()(export.export)
 app.add_typer(listing.app, name="list")
 app.add_typer(calibrate.app, name="calibrate")
 

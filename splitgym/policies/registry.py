@@ -158,8 +158,8 @@ def make_policy(spec: str, base_dir: Path | None = None) -> Policy:
     Args:
         spec: a name of `list_policies` (a shipped card's parameters win over the built-in ones);
         ``routing+pool``;
-            ``./mine.py:Mine``, a class in a file; a policy card, ``./mine.yaml``; or the directory of a
-            trained run.
+            ``./mine.py:Mine``, a class in a file; a policy card, ``./mine.yaml``; the directory of a
+            trained run; or a bundle, ``./mine.zip`` or its directory.
         base_dir: what relative paths are relative to; the working directory if ``None``.
 
     Raises:
@@ -192,6 +192,8 @@ def _make_one(spec: str, base_dir: Path | None) -> Policy:
         raise SplitgymError(f"policy {spec!r}: name the class too, {spec}:ClassName")
     if spec.endswith((".yaml", ".yml")):
         return _from_card(_path(spec, base_dir))
+    if spec.endswith(".zip"):
+        return _bundle(_path(spec, base_dir))
     shipped = shipped_folder("policies") / f"{spec}.yaml"
     if spec and "/" not in spec and shipped.is_file():
         return _from_card(shipped)
@@ -203,7 +205,8 @@ def _make_one(spec: str, base_dir: Path | None) -> Policy:
         if entry.name == spec:
             return UserPolicy.of_class(entry.load(), f"entry point {entry.value}", spec)
     if spec and _path(spec, base_dir).is_dir():
-        return _trained(_path(spec, base_dir))
+        path = _path(spec, base_dir)
+        return _bundle(path) if (path / "manifest.json").is_file() else _trained(path)
     if "/" in spec or spec.startswith("."):
         raise SplitgymError(f"policy {spec!r}: no such run directory, and no NAME.yaml or FILE.py:CLASS")
     raise SplitgymError(f"unknown policy {spec!r}{did_you_mean(spec, [info.name for info in list_policies()])}")
@@ -228,6 +231,11 @@ def _trained(path: Path) -> Policy:
         return cast(Policy, learn.load_policy(path))
     except ImportError as error:
         raise SplitgymError(f"policy {path}: {error}; a trained run needs pip install 'splitgym[learn]'") from error
+
+
+def _bundle(path: Path) -> Policy:
+    """Imported by name at need: export stands on policies."""
+    return cast(Policy, importlib.import_module("splitgym.export").bundle_policy(path))
 
 
 def _path(text: str, base_dir: Path | None) -> Path:

@@ -1,0 +1,96 @@
+"""A bundle as a policy: what ``--policy bundle.zip`` means."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.errors import SplitgymError
+from splitgym.export.container import GOLDEN, read_files
+from splitgym.export.golden import Golden
+from splitgym.export.heuristics import policy_of, replay
+from splitgym.export.manifest import Manifest
+from splitgym.export.runtime import Bundle
+from splitgym.learn.role_changes import after_role_changes
+from splitgym.policies import Policy
+from splitgym.randomness import Streams, hashed_uniform
+from splitgym.sim.cluster import Cluster
+from splitgym.view import TICK, ClusterView, Decision
+
+
+class BundlePolicy:
+    """A bundle's network as a policy; what its half leaves open, the policy named in its manifest decides.
+
+    It decides as the run did that was exported (`splitgym.learn.LearnedPolicy`), draws included.
+    """
+
+    def __init__(self, bundle: Bundle, place: str) -> None:
+        manifest = bundle.manifest
+        self.name = manifest.name
+        self.bundle = bundle
+        self._decides = manifest.decides
+        self._other: Policy | None = None if manifest.other is None else policy_of(manifest.other, place)
+
+    def reset(self, cluster: Cluster, seed: int) -> None:
+        """Start a run.
+
+        Raises:
+            SplitgymError: if the network is not for so many machines.
+        """
+        self.bundle.manifest.check_size(cluster.num_machines)
+        self._hardware = hardware_of(cluster)
+        self._no_roles: npt.NDArray[np.bool_] = np.zeros((cluster.num_machines, 3), np.bool_)
+        self._key = Streams(seed).key("learned-policy")
+        self._count = 0
+        if self._other is not None:
+            self._other.reset(cluster, seed)
+
+    def decide(self, view: ClusterView) -> Decision:
+        """The network's decision, or the other policy's."""
+        other = self._other
+        if other is None:
+            return self._ask(view, Decision())
+        if self._decides == "repurposing":
+            if view.kind == TICK:
+                return self._ask(view, Decision())
+            decision = other.decide(dataclasses.replace(view, role_mask=self._no_roles))
+            return dataclasses.replace(decision, role_changes=())
+        suggested = other.decide(view)
+        if view.kind == TICK:
+            return suggested
+        changes = suggested.role_changes
+        if changes:
+            view = after_role_changes(view, changes)
+        return dataclasses.replace(self._ask(view, suggested), role_changes=changes)
+
+    def _ask(self, view: ClusterView, suggested: Decision) -> Decision:
+        draws = [hashed_uniform(self._key, head, self._count) for head in range(self.bundle.num_draws)]
+        self._count += 1
+        return self.bundle.decide(view, draws, suggested, self._hardware)
+
+
+def bundle_policy(path: Path) -> Policy:
+    """The policy in the bundle at ``path``, a zip or a directory, its golden views replayed.
+
+    Raises:
+        SplitgymError: if there is none, or it is refused: see `splitgym.export.runtime.Bundle`.
+    """
+    files, place = read_files(path), str(path)
+    manifest = Manifest.of(files, place)
+    if manifest.heuristic is None:
+        return BundlePolicy(Bundle(files, place), place)
+    if GOLDEN not in files:
+        raise SplitgymError(f"{place}: {GOLDEN}: missing; export the policy again")
+    policy = policy_of(manifest.heuristic, place)
+    replay(policy, Golden.of(files[GOLDEN], place), place)
+    return policy
+
+
+def hardware_of(cluster: Cluster) -> npt.NDArray[np.int64]:
+    """(num_machines,) the number of each machine's hardware type, in the order in which machines bring them."""
+    names = [machine.profile.name for machine in cluster.machines]
+    types = list(dict.fromkeys(names))
+    return np.array([types.index(name) for name in names])
