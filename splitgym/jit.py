@@ -45,6 +45,13 @@ def lean_njit(function: _Function) -> _Function:
     return compiled
 
 
+def vector_njit(function: _Function) -> _Function:
+    """As `lean_njit`, but a division by 0 gives inf or NaN, as in NumPy: with a check, loops are not vectorised."""
+    options = {"_nrt": False, "forceinline": True, "error_model": "numpy"}
+    compiled: _Function = _cached(functools.partial(numba.njit, **options), function)
+    return compiled
+
+
 def function_pointer(function: Callable[..., object], signature: object) -> Any:
     """``function`` (a result of `njit`) compiled for one numba ``signature``, to be handed to compiled functions.
 

@@ -19,7 +19,7 @@ from splitgym.features import (
     TIME_FEATURES,
     Feature,
 )
-from splitgym.jit import lean_njit
+from splitgym.jit import lean_njit, vector_njit
 from splitgym.view import DECISION_KINDS, ClusterView
 
 Float32Array = npt.NDArray[np.float32]
@@ -122,6 +122,7 @@ def observe_changes(
     kind: int,
     machines: FloatArray,
     times: FloatArray,
+    scaled: FloatArray,
     request: FloatArray,
     cluster: FloatArray,
     changed: IntArray,
@@ -131,14 +132,16 @@ def observe_changes(
 ) -> None:
     """`observe`, where no role has changed since the last look, and of the work only that of machines ``changed``.
 
-    The `TIMES` are taken from ``times`` (5, num_machines) instead of the view.
+    The `TIMES` are taken from ``times`` (5, num_machines) instead of the view; ``scaled`` is as large, to work in.
     """
     for i in range(len(changed)):
         m = changed[i]
         squash(machines[m, WORK], scales.machines[:, WORK], arrays.machines[env, m, WORK])
     for i in range(len(TIMES)):
-        k = TIMES[i]
-        squash_column(times[i], scales.machines[0, k], scales.machines[1, k], arrays.machines[env, :, k])
+        squash_column(times[i], scales.machines[0, TIMES[i]], scales.machines[1, TIMES[i]], scaled[i])
+    for m in range(len(machines)):
+        for i in range(len(TIMES)):
+            arrays.machines[env, m, TIMES[i]] = scaled[i, m]
     observe_rest(kind, request, cluster, scales, arrays, env)
 
 
@@ -151,21 +154,21 @@ def observe_rest(kind: int, request: FloatArray, cluster: FloatArray, scales: Sc
         arrays.decision_kind[env, other] = 1.0 if other == kind else 0.0
 
 
-@lean_njit
+@vector_njit
 def squash(values: FloatArray, scales: FloatArray, out: Float32Array) -> None:
     """Write ``values`` (n,) on their scales."""
     for k in range(len(values)):
         out[k] = squashed(values[k], scales[0, k], scales[1, k])
 
 
-@lean_njit
-def squash_column(values: FloatArray, scale: float, unbounded: float, out: Float32Array) -> None:
-    """Write ``values`` (n,) of one feature on its scale; ``out`` may have more rows."""
+@vector_njit
+def squash_column(values: FloatArray, scale: float, unbounded: float, out: FloatArray) -> None:
+    """Write ``values`` (n,) of one feature on its scale, side by side: that is what makes it fast."""
     for m in range(len(values)):
         out[m] = squashed(values[m], scale, unbounded)
 
 
-@lean_njit
+@vector_njit
 def squashed(value: float, scale: float, unbounded: float) -> float:
     """A value on its scale: value/scale, or value/(value + scale) where ``unbounded`` is 1."""
     value = max(value, 0.0)  # sums of predicted lengths may end a rounding below 0

@@ -195,7 +195,8 @@ def step_one(  # type: ignore[no-untyped-def]
         observe(kind, desk.machines, desk.request, desk.cluster, scales, observations, env)
     else:
         changed = s.notes[first:end]
-        observe_changes(kind, desk.machines, desk.times, desk.request, desk.cluster, changed, scales, observations, env)
+        times = desk.times, desk.scaled_times
+        observe_changes(kind, desk.machines, *times, desk.request, desk.cluster, changed, scales, observations, env)
     return LEAVE if slot.is_due else ENDED
 
 

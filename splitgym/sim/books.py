@@ -71,6 +71,7 @@ class BookArrays(NamedTuple):
     window: IntArray  # (1,) which window this is
     masked: IntArray  # (3,) which masks are there (`renew_masks`), -1 if unknown; what fits somewhere; how often filled
     times: FloatArray  # (5, num_machines) the `TIME_FEATURES`
+    scaled_times: FloatArray  # room for them as observations have them
     machines: FloatArray  # from here on as in ClusterView
     request: FloatArray
     cluster: FloatArray
@@ -112,6 +113,7 @@ class Books:
             window=zeros(1, np.int64),
             masked=zeros(3, np.int64),
             times=zeros((len(TIME_FEATURES), count)),
+            scaled_times=zeros((len(TIME_FEATURES), count)),
             machines=zeros((count, NUM_MACHINE_FEATURES)),
             request=zeros(NUM_REQUEST_FEATURES),
             cluster=zeros(NUM_CLUSTER_FEATURES),
