@@ -61,6 +61,8 @@ class TransferCard(_Strict):
 
     mode: Literal["serialized", "layerwise"] = "serialized"
     overhead_s: Annotated[NonNegativeFloat, FiniteFloat] = Transfer.overhead_s
+    overhead_per_block_s: Annotated[NonNegativeFloat, FiniteFloat] = Transfer.overhead_per_block_s
+    network: Literal["ideal", "shared"] = "ideal"
 
 
 class SloCard(_Strict):

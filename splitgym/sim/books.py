@@ -16,7 +16,7 @@ from splitgym.features import NUM_CLUSTER_FEATURES, NUM_MACHINE_FEATURES, NUM_RE
 from splitgym.hardware import HardwareProfile
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
-from splitgym.sim.cluster import Cluster
+from splitgym.sim.cluster import KV_BLOCK_TOKENS, Cluster
 from splitgym.view import DOWN, DRAINING, PROMPT, READY, SWITCHING, TICK, TOKEN, ClusterView
 
 FloatArray = npt.NDArray[np.float64]
@@ -53,7 +53,7 @@ NUM_COLUMNS = 20
 KV_CAPACITY, PROMPT_RATE, DECODE_ITERATION_S, LINK_BYTES_PER_S = range(4)
 
 # Places in the costs.
-KV_BYTES_PER_TOKEN, TRANSFER_OVERHEAD_S, SWITCH_S, LEAST_CAPACITY = range(4)
+KV_BYTES_PER_TOKEN, TRANSFER_OVERHEAD_S, OVERHEAD_PER_BLOCK_S, SWITCH_S, LEAST_CAPACITY = range(5)
 
 WINDOW_S = 10.0
 """Arrival rates are over the current window and the one before: 10 to 20 s."""
@@ -66,7 +66,7 @@ class BookArrays(NamedTuple):
     facts: FloatArray  # (num_machines, 4)
     laws: FloatArray  # (num_laws, LAW_SIZE)
     baseline_law: FloatArray  # (LAW_SIZE,)
-    costs: FloatArray  # KV bytes per token, transfer overhead, switching time, least KV capacity of a machine
+    costs: FloatArray  # (5,) KV bytes per token, transfer overheads, switching time, least KV capacity of a machine
     arrived: FloatArray  # (2, 3): this window, the one before x requests, prompt tokens, output tokens
     window: IntArray  # (1,) which window this is
     masked: IntArray  # (3,) which masks are there (`renew_masks`), -1 if unknown; what fits somewhere; how often filled
@@ -105,6 +105,7 @@ class Books:
                 [
                     cluster.model.kv_bytes_per_token,
                     cluster.transfer.overhead_s,
+                    cluster.transfer.overhead_per_block_s,
                     cluster.switch_s,
                     self.facts[:, KV_CAPACITY].min(),
                 ]
@@ -270,6 +271,7 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
     cluster, times = books.cluster, books.times
     total_tokens = total_s = total_decodes = total_context = 0.0
     kv_bytes = books.costs[KV_BYTES_PER_TOKEN] * prompt_tokens
+    overhead_s = overhead_of_s(books.costs[TRANSFER_OVERHEAD_S], books.costs[OVERHEAD_PER_BLOCK_S], prompt_tokens)
     last_law = -1
     last_link = prompt_s = idle_tbt_s = transfer_s = 0.0
     for m in range(len(books.rows)):
@@ -289,7 +291,7 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
                 idle_tbt_s = iteration_s(law, 0, 0, 0, 0, 1, prompt_tokens + 1)
             if link != last_link:
                 last_link = link
-                transfer_s = books.costs[TRANSFER_OVERHEAD_S] + kv_bytes / link
+                transfer_s = overhead_s + kv_bytes / link
             decodes, context, joined = int(row[DECODES]), int(row[CONTEXT]), int(row[DECODES] + row[COMING]) + 1
             ttft_s, tbt_s = prompt_s, idle_tbt_s
             if decodes > 0 or context > 0:
@@ -306,6 +308,12 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
         total_decodes += row[DECODES] + row[COMING]
         total_context += row[CONTEXT]
     cluster[3], cluster[4], cluster[5], cluster[6] = total_tokens, total_s, total_decodes, total_context
+
+
+@lean_njit
+def overhead_of_s(overhead_s: float, overhead_per_block_s: float, prompt_tokens: int) -> float:
+    """What sending a cache takes beside its bytes; see `splitgym.sim.cluster.Transfer`."""
+    return overhead_s + overhead_per_block_s * ((prompt_tokens + KV_BLOCK_TOKENS - 1) // KV_BLOCK_TOKENS)
 
 
 @lean_njit

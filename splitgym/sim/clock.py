@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappush
+from heapq import heapify, heappush
 
 import simpy
 from simpy.events import EventPriority
@@ -30,6 +30,11 @@ class Clock(simpy.Environment):
     def call(self, action: Callable[[], None], time_s: float, kind: int, machine: int = 0, request: int = 0) -> None:
         """Have ``action`` done at ``time_s``."""
         self.at(time_s, kind, machine, request).callbacks.append(lambda _: action())
+
+    def cancel(self, event: simpy.Event) -> None:
+        """Let ``event`` not happen."""
+        self._queue[:] = [entry for entry in self._queue if entry[3] is not event]
+        heapify(self._queue)
 
     def trigger(self, event: simpy.Event, time_s: float, kind: int, machine: int = 0, request: int = 0) -> None:
         """Let ``event`` happen at ``time_s``."""

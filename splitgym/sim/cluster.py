@@ -14,6 +14,9 @@ from splitgym.workload import Requests
 
 FloatArray = npt.NDArray[np.float64]
 
+KV_BLOCK_TOKENS = 16
+"""Of a KV-cache that is sent block by block: vLLM's default."""
+
 
 @dataclass(frozen=True)
 class Batching:
@@ -26,10 +29,21 @@ class Batching:
 
 @dataclass(frozen=True)
 class Transfer:
-    """How a KV-cache gets from the prompt machine to the token machine, over the network `ideal`."""
+    """How a KV-cache gets from the prompt machine to the token machine."""
 
     mode: str = "serialized"  # or "layerwise"
-    overhead_s: float = 0.0
+    overhead_s: float = 0.0  # of each transfer, before its bytes are on the link
+    overhead_per_block_s: float = 0.0  # of each block of KV_BLOCK_TOKENS, too
+    network: str = "ideal"  # every transfer has the full link; or "shared"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether transfers share the links at both ends."""
+        return self.network == "shared"
+
+    def overhead_of_s(self, prompt_tokens: int) -> float:
+        """What sending that much takes beside its bytes."""
+        return self.overhead_s + self.overhead_per_block_s * (-(-prompt_tokens // KV_BLOCK_TOKENS))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""KV memory and KV transfer over the network `ideal`: who waits for room, and when a cache is there."""
+"""KV memory and KV transfer: who waits for room, and when a cache is there."""
 
 from __future__ import annotations
 
@@ -47,15 +47,22 @@ def send(world: World, request: int, start_s: float) -> None:
         iteration_duration_s = start_s - world.outcome.prompt_start_s[request]
         hidden_bytes = bytes_per_s * iteration_duration_s * (layers - 1) / layers
         visible_bytes = max(size_bytes / layers, size_bytes - hidden_bytes)
-    end_s = start_s + (world.cluster.transfer.overhead_s + visible_bytes / bytes_per_s)
     world.log("transfer_start", source.index, request)
-    world.clock.call(
-        lambda: end_transfer(world, request, source, destination, start_s),
-        end_s,
-        TRANSFER_END,
-        destination.index,
-        request,
-    )
+    overhead_s = world.cluster.transfer.overhead_of_s(world.prompt_tokens[request])
+
+    def arrive() -> None:
+        end_transfer(world, request, source, destination, start_s)
+
+    def begin() -> None:
+        world.network.begin(request, source.index, destination.index, visible_bytes, arrive)
+
+    key = TRANSFER_END, destination.index, request
+    if not world.cluster.transfer.is_shared:
+        world.clock.call(arrive, start_s + (overhead_s + visible_bytes / bytes_per_s), *key)
+    elif overhead_s > 0:
+        world.clock.call(begin, start_s + overhead_s, *key)
+    else:
+        begin()
 
 
 def end_transfer(world: World, request: int, source: SimMachine, destination: SimMachine, start_s: float) -> None:

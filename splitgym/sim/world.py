@@ -15,6 +15,7 @@ from splitgym.sim.clock import MACHINE_START, Clock
 from splitgym.sim.cluster import Scenario
 from splitgym.sim.decoding import Decodes
 from splitgym.sim.ledger import Ledger
+from splitgym.sim.network import SharedNetwork
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.rows import FAILED, IN_FLIGHT, RequestRows
 from splitgym.view import DRAINING, LIFECYCLES, PROMPT, READY, ROLES, TOKEN
@@ -125,6 +126,7 @@ class World:
             for index, machine in enumerate(cluster.machines)
         ]
         self.draining: dict[int, SimMachine] = {}
+        self.network = SharedNetwork(self.clock, [machine.link_bytes_per_s for machine in self.machines])
 
     def log(self, kind: str, machine: int, request: int) -> None:
         """Add a line to the event log, where one is kept."""

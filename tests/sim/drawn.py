@@ -42,6 +42,10 @@ class Random:
         return Decision(int(prompts[self.pick(len(prompts))]), int(tokens[self.pick(len(tokens))]))
 
 
+OVERHEADS = st.sampled_from([(0.0, 0.0), (0.004, 0.0), (0.01, 0.0002)])  # of a transfer, of each of its blocks
+NETWORKS = st.sampled_from(["ideal", "shared"])
+
+
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     roles = draw(st.sampled_from(["pt", "m", "ppt", "ptm", "pttm", "mm"]))
@@ -59,7 +63,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         roles,
         latency=law(0.3, 0.05),
         kv_capacity_tokens=capacity,
-        transfer=Transfer(mode, 0.01),
+        transfer=Transfer(mode, *draw(OVERHEADS), draw(NETWORKS)),
         batching=batching,
         switch_s=draw(st.sampled_from([0.0, 1.5])),
     )
@@ -80,7 +84,7 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
         model=model_spec("llama2-70b"),
         baseline=load_profile("llama2-70b", "a100-80gb"),
         batching=Batching(draw(st.sampled_from([512, 2048])), draw(st.sampled_from([3, 16, 512])), 4),
-        transfer=Transfer(draw(st.sampled_from(["serialized", "layerwise"])), draw(st.sampled_from([0.0, 0.004]))),
+        transfer=Transfer(draw(st.sampled_from(["serialized", "layerwise"])), *draw(OVERHEADS), draw(NETWORKS)),
         slo=Slo(),
         switch_s=draw(st.sampled_from([0.0, 0.3])),
     )

@@ -76,6 +76,22 @@ def pop(heap: Records, count: int) -> None:
 
 
 @lean_njit
+def cancel(s: State, kind: int, machine: int, request: int) -> None:
+    """What is planned is not to happen."""
+    run, heap, key = s.run[0], s.events, event_key(kind, machine, request)
+    place = 0
+    while heap[place].key != key:
+        place += 1
+    if place < run.events - 1:
+        while place > 0:  # to the top, from where it is taken
+            parent = (place - 1) >> 1
+            heap[place].time_s, heap[place].key = heap[parent].time_s, heap[parent].key
+            place = parent
+        pop(heap, run.events)
+    run.events -= 1
+
+
+@lean_njit
 def plan(s: State, time_s: float, kind: int, machine: int, request: int) -> None:
     """An event is to happen at ``time_s``."""
     run = s.run[0]

@@ -32,6 +32,7 @@ from splitgym.sim.compiled.events import (
 from splitgym.sim.compiled.iterations import end_iteration, need_here, start_machine
 from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN, Kernel, function_at
 from splitgym.sim.compiled.memory import end_transfer
+from splitgym.sim.compiled.network import end_flow
 from splitgym.sim.compiled.notes import changed_since, note_change
 from splitgym.sim.compiled.roles import change_role, end_switch, settle
 from splitgym.sim.compiled.slots import desk_at, state_at
@@ -71,7 +72,8 @@ def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
         pop(s.events, run.events)
         run.events -= 1
         if kind == TRANSFER_END:
-            end_transfer(s, key_request(key))
+            if not run.is_shared or end_flow(s, key_request(key)):
+                end_transfer(s, key_request(key))
         else:
             end_switch(s, key_machine(key))
     if run.may_settle:

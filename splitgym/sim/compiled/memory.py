@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from splitgym.jit import lean_njit
 from splitgym.sim import books as b
+from splitgym.sim.books import overhead_of_s
 from splitgym.sim.clock import TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
 from splitgym.sim.compiled.events import make_runnable, plan
+from splitgym.sim.compiled.network import begin_flow
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, READY
@@ -99,8 +101,11 @@ def send(s: State, r: int) -> None:
         visible_bytes = max(size_bytes / run.layers, size_bytes - hidden_bytes)
     request.transfer_start_s = run.now_s
     lg.log(s, lg.TRANSFER_START, request.prompt_machine, r)
-    end_s = run.now_s + (run.overhead_s + visible_bytes / bytes_per_s)
-    plan(s, end_s, TRANSFER_END, request.token_machine, r)
+    overhead_s = overhead_of_s(run.overhead_s, run.overhead_per_block_s, request.prompt_tokens)
+    if run.is_shared:
+        begin_flow(s, r, visible_bytes, overhead_s)
+    else:
+        plan(s, run.now_s + (overhead_s + visible_bytes / bytes_per_s), TRANSFER_END, request.token_machine, r)
 
 
 @lean_njit

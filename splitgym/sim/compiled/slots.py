@@ -9,7 +9,7 @@ from numba import carray, types  # type: ignore[attr-defined]
 from splitgym.jit import njit
 from splitgym.sim.books import BookArrays
 from splitgym.sim.compiled.pointers import addresses, callable_at, pointer_at
-from splitgym.sim.compiled.state import LINE, MACHINE, REQUEST, RUN, TIMED, State
+from splitgym.sim.compiled.state import FLOW, LINE, MACHINE, REQUEST, RUN, TIMED, State
 
 IntArray = npt.NDArray[np.int64]
 
@@ -46,12 +46,13 @@ def state_at(a: IntArray) -> State:
         run=carray(pointer_at(a[6, 0]), (a[6, 1],), RUN),
         iterations=carray(pointer_at(a[7, 0]), (a[7, 1],), TIMED),
         events=carray(pointer_at(a[8, 0]), (a[8, 1],), TIMED),
-        starts=carray(pointer_at(a[9, 0]), (a[9, 1],), TIMED),
-        deadlines=carray(pointer_at(a[10, 0]), (a[10, 1],), TIMED),
-        ends=carray(pointer_at(a[11, 0]), (a[11, 1],), TIMED),
-        gaps=carray(pointer_at(a[12, 0]), (a[12, 1],), TIMED),
-        blocked=carray(pointer_at(a[13, 0]), (a[13, 1], a[13, 2]), _BOOL),
-        log=carray(pointer_at(a[14, 0]), (a[14, 1],), LINE),
+        flows=carray(pointer_at(a[9, 0]), (a[9, 1],), FLOW),
+        starts=carray(pointer_at(a[10, 0]), (a[10, 1],), TIMED),
+        deadlines=carray(pointer_at(a[11, 0]), (a[11, 1],), TIMED),
+        ends=carray(pointer_at(a[12, 0]), (a[12, 1],), TIMED),
+        gaps=carray(pointer_at(a[13, 0]), (a[13, 1],), TIMED),
+        blocked=carray(pointer_at(a[14, 0]), (a[14, 1], a[14, 2]), _BOOL),
+        log=carray(pointer_at(a[15, 0]), (a[15, 1],), LINE),
     )
 
 

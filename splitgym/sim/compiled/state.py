@@ -66,6 +66,8 @@ MACHINE = np.dtype(
         ("decode_power_w", "f8"),  # above idle
         ("kv_used_tokens", "i8"),
         ("outgoing", "i8"),  # caches kept here until they are sent
+        ("sent", "i4"),  # of `State.flows`
+        ("received", "i4"),
         ("queue_first", "i4"),  # prompts waiting
         ("queue_last", "i4"),
         ("queued", "i4"),
@@ -115,7 +117,10 @@ RUN = np.dtype(
         ("max_batch_size", "i8"),
         ("max_preemptions", "i8"),
         ("is_layerwise", "?"),
+        ("is_shared", "?"),  # the network
         ("overhead_s", "f8"),
+        ("overhead_per_block_s", "f8"),
+        ("flows", "i8"),
         ("kv_bytes_per_token", "i8"),
         ("layers", "i8"),
         ("switch_s", "f8"),
@@ -165,6 +170,18 @@ RUN = np.dtype(
     align=True,
 )
 
+FLOW = np.dtype(
+    [
+        ("request", "i8"),
+        ("is_on_link", "?"),  # its overhead is over
+        ("left_bytes", "f8"),
+        ("since_s", "f8"),  # when that much was left
+        ("bytes_per_s", "f8"),
+    ],
+    align=True,
+)
+"""A transfer on its way over a shared network."""
+
 TIMED = np.dtype([("time_s", "f8"), ("key", "i8")], align=True)
 """An entry of a heap: what comes first has the least time, then the least key."""
 
@@ -200,6 +217,7 @@ class State(NamedTuple):
     run: Records  # (1,) RUN
     iterations: Records  # TIMED, a tournament of the ends of iterations, of as many machines as a power of two
     events: Records  # TIMED, a heap: ends of transfers and role changes to come
+    flows: Records  # FLOW, in order of requests, where the network is shared
     starts: Records  # TIMED, a heap: machines that form a batch once everything else of this instant has happened
     deadlines: Records  # TIMED, a heap, then those that are not in it yet
     ends: Records  # TIMED, stretches for the machines' decodes: (decode clock, request) of the ends of token phases
@@ -210,7 +228,7 @@ class State(NamedTuple):
 
 def size_of(scenario: Scenario) -> int:
     """How many bytes a state and its books need, about."""
-    per_request = REQUEST.itemsize + 11 * TIMED.itemsize
+    per_request = REQUEST.itemsize + 11 * TIMED.itemsize + FLOW.itemsize * scenario.cluster.transfer.is_shared
     return per_request * len(scenario.requests) + 2048 * scenario.cluster.num_machines + 8192
 
 
@@ -227,7 +245,9 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
     run["max_batch_size"] = cluster.batching.max_batch_size
     run["max_preemptions"] = cluster.batching.max_preemptions
     run["is_layerwise"] = cluster.transfer.mode == "layerwise"
+    run["is_shared"] = cluster.transfer.is_shared
     run["overhead_s"] = cluster.transfer.overhead_s
+    run["overhead_per_block_s"] = cluster.transfer.overhead_per_block_s
     run["kv_bytes_per_token"] = cluster.model.kv_bytes_per_token
     run["layers"] = cluster.model.layers
     run["switch_s"] = cluster.switch_s
@@ -253,6 +273,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         run=run,
         iterations=_iterations(num_machines, zeros),
         events=zeros(num_machines + count + 1, TIMED),
+        flows=zeros(count if run["is_shared"][0] else 0, FLOW),
         starts=zeros(num_machines, TIMED),
         deadlines=zeros(2 * count + 1, TIMED),
         ends=zeros(4 * count + 16 * num_machines, TIMED),
