@@ -14,7 +14,7 @@ from typing import NoReturn
 import typer
 
 from splitgym import __version__
-from splitgym.cli import calibrate, export, learning, listing, simulate
+from splitgym.cli import calibrate, emulate, export, learning, listing, serve, simulate
 from splitgym.errors import SplitgymError
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ app.command()(simulate.simulate)
 app.command()(learning.train)
 app.command()(learning.compare)
 app.command()(export.export)
+app.command()(serve.serve)
+app.command()(emulate.emulate)
 app.add_typer(listing.app, name="list")
 app.add_typer(calibrate.app, name="calibrate")
 

@@ -1,0 +1,213 @@
+"""vLLM's HTTP interface over one emulated engine, with the behaviour on mistakes that was seen with vLLM 0.32."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from splitgym.emulator.engine import Engine, Sequence
+from splitgym.emulator.handover import Handover, PeerUnreachable
+from splitgym.emulator.text import count_tokens, digest_of, prompt_of, token_text
+
+_Result = TypeVar("_Result")
+
+VLLM_DEFAULT_TOKENS = 16
+
+
+class ClientGone(Exception):  # noqa: N818
+    """The client has closed its connection."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request as the interface understands it."""
+
+    body: dict[str, Any]
+    is_chat: bool
+    sequence: Sequence
+    request_id: str
+    model: str
+    prompt_tokens: int
+
+
+class Api:
+    """The routes of one engine.
+
+    Args:
+        engine: which.
+        handover: how caches get from one engine to another.
+        model: the name it serves under.
+        die: ends the engine's process, as far as there is one.
+    """
+
+    def __init__(self, engine: Engine, handover: Handover, model: str, die: Callable[[], None]) -> None:
+        self.engine = engine
+        self.model = model
+        self.metrics_are_blind = False
+        self._handover = handover
+        self._die = die
+        self.app = Starlette(
+            routes=[
+                Route("/v1/completions", self.generate, methods=["POST"]),
+                Route("/v1/chat/completions", self.generate, methods=["POST"]),
+                Route("/v1/models", self.models),
+                Route("/health", self.health),
+                Route("/metrics", self.metrics),
+                Route("/pd_role_switch", self.switch_role, methods=["POST"]),
+            ]
+        )
+
+    async def models(self, request: Request) -> Response:
+        """``/v1/models``."""
+        return JSONResponse({"object": "list", "data": [{"id": self.model, "object": "model", "owned_by": "vllm"}]})
+
+    async def health(self, request: Request) -> Response:
+        """``/health``; a hung engine does not answer."""
+        await self.engine.free_to_run.wait()
+        return Response()
+
+    async def metrics(self, request: Request) -> Response:
+        """``/metrics``: those that a router reads."""
+        if self.metrics_are_blind:
+            return PlainTextResponse("no metrics", 500)
+        engine = self.engine
+        values = {
+            "vllm:num_requests_running": len(engine.decodes) + len(engine.running_prompts),
+            "vllm:num_requests_waiting": len(engine.queue) + engine.coming,
+            "vllm:kv_cache_usage_perc": engine.kv_held / engine.capacity,
+            "vllm:num_preemptions_total": 0,
+        }
+        label = json.dumps(self.model)
+        text = "".join(f"{name}{{model_name={label}}} {float(value)}\n" for name, value in values.items())
+        return PlainTextResponse(text)
+
+    async def switch_role(self, request: Request) -> Response:
+        """SGLang's ``/pd_role_switch``: refused unless idle."""
+        role = (await request.json()).get("new_role")
+        if role not in ("prefill", "decode") or not self.engine.is_idle:
+            return JSONResponse({"success": False, "message": "unknown role, or not idle"}, 400)
+        self._handover.modes[self.engine.engine_id] = role
+        return JSONResponse({"success": True, "message": ""})
+
+    async def generate(self, request: Request) -> Response:
+        """A completion or a chat."""
+        try:
+            job = self._understand(await request.json(), request)
+        except (ValueError, UnicodeDecodeError) as error:
+            return _error(400, str(error))
+        params = job.body.get("kv_transfer_params") or {}
+        if params.get("do_remote_prefill") and params.get("remote_engine_id") is None:
+            self._die()  # the whole process, as seen with vLLM 0.32
+            return Response(status_code=500)
+        try:
+            await _unless_gone(request, self._handover.start(self.engine, job.sequence, job.body))
+            if job.body.get("stream"):
+                return StreamingResponse(self._stream(job), media_type="text/event-stream")
+            return JSONResponse(await _unless_gone(request, self._whole(job)))
+        except PeerUnreachable as error:
+            return _error(500, str(error))
+        except ValueError as error:
+            return _error(400, str(error))
+        except ClientGone:
+            self.engine.abort(job.sequence)
+            return Response(status_code=499)
+
+    def _understand(self, body: Any, request: Request) -> Job:
+        if not isinstance(body, dict):
+            raise ValueError("the body must be an object")
+        if body.get("n", 1) != 1:
+            raise ValueError("n: an emulated engine gives one choice")
+        is_chat = request.url.path.endswith("/chat/completions")
+        if is_chat != ("messages" in body):
+            raise ValueError("messages: needed for a chat, and for nothing else")
+        prompt = prompt_of(body)
+        most = body.get("max_tokens")
+        most = body.get("max_completion_tokens", most) if is_chat else most
+        output_tokens = VLLM_DEFAULT_TOKENS if most is None else most
+        if type(output_tokens) is not int or output_tokens < 1:
+            raise ValueError(f"max_tokens: {output_tokens!r}; give a whole number from 1 on")
+        tokens = count_tokens(prompt)
+        keeps = bool((body.get("kv_transfer_params") or {}).get("do_remote_decode"))
+        sequence = Sequence(tokens, output_tokens, digest_of(prompt), keep_cache=keeps and output_tokens == 1)
+        prefix = "chatcmpl-" if is_chat else "cmpl-"
+        request_id = prefix + (request.headers.get("x-request-id") or f"{sequence.number}")
+        return Job(body, is_chat, sequence, request_id, self.model, tokens)
+
+    async def _whole(self, job: Job) -> dict[str, Any]:
+        sequence = job.sequence
+        text = "".join([await self._next_text(sequence) for _ in range(sequence.output_tokens)])
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "length"}
+        choice |= {"message": {"role": "assistant", "content": text}} if job.is_chat else {"text": text}
+        answer = _head(job, "chat.completion" if job.is_chat else "text_completion")
+        answer |= {"choices": [choice], "usage": _usage(job)}
+        if sequence.lease is not None:
+            answer["kv_transfer_params"] = self._handover.params_of(self.engine, sequence.lease)
+        return answer
+
+    async def _stream(self, job: Job) -> AsyncIterator[str]:
+        """Server-sent events; a streamed prompt phase hands out no parameters."""
+        sequence = job.sequence
+        try:
+            head = json.dumps(_head(job, "chat.completion.chunk" if job.is_chat else "text_completion"))[:-1]
+            first = await self._next_text(sequence)
+            if job.is_chat:
+                delta = '{"delta": {"role": "assistant", "content": ""}, "index": 0, "finish_reason": null}'
+                yield f'data: {head}, "choices": [{delta}]}}\n\n'
+            for index in range(sequence.output_tokens):
+                text = json.dumps(await self._next_text(sequence) if index else first)
+                said = f'"delta": {{"content": {text}}}' if job.is_chat else f'"text": {text}'
+                end = '"length"' if index == sequence.output_tokens - 1 else "null"
+                choice = f'{{"index": 0, {said}, "logprobs": null, "finish_reason": {end}}}'
+                yield f'data: {head}, "choices": [{choice}]}}\n\n'
+            if (job.body.get("stream_options") or {}).get("include_usage"):
+                yield f'data: {head}, "choices": [], "usage": {json.dumps(_usage(job))}}}\n\n'
+            yield "data: [DONE]\n\n"
+        finally:
+            self.engine.abort(sequence)
+
+    async def _next_text(self, sequence: Sequence) -> str:
+        return token_text(sequence.digest, await sequence.tokens.get())
+
+
+async def _unless_gone(request: Request, work: Awaitable[_Result]) -> _Result:
+    """The result of ``work``, which is cancelled when the client closes its connection.
+
+    Raises:
+        ClientGone: then.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+def _head(job: Job, kind: str) -> dict[str, Any]:
+    return {"id": job.request_id, "object": kind, "created": int(time.time()), "model": job.model}
+
+
+def _usage(job: Job) -> dict[str, int]:
+    done = job.sequence.output_tokens
+    return {
+        "prompt_tokens": job.prompt_tokens,
+        "completion_tokens": done,
+        "total_tokens": job.prompt_tokens + done,
+    }
+
+
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": status}}, status)
