@@ -90,6 +90,7 @@ class ClusterCard(_Strict):
     batching: BatchingCard = BatchingCard()
     transfer: TransferCard = TransferCard()
     switch_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
+    frontend_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
 
     @field_validator("model")
     @classmethod
@@ -198,6 +199,7 @@ class Card(_Strict):
             transfer=Transfer(**card.transfer.model_dump()),
             slo=Slo(**self.slo.model_dump()),
             switch_s=card.switch_s,
+            frontend_s=card.frontend_s,
         )
 
     def scenario(

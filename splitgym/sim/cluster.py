@@ -79,6 +79,7 @@ class Cluster:
     transfer: Transfer = field(default_factory=Transfer)
     slo: Slo = field(default_factory=Slo)
     switch_s: float = 0.0
+    frontend_s: float = 0.0  # what router and HTTP add to TTFT and E2E
 
     @property
     def num_machines(self) -> int:

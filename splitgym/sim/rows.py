@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ class RequestRows:
     tbt_max_s: FloatArray  # (num_requests,) largest gap between tokens, the transfer's included; NaN for one token
     status: IntArray  # (num_requests,) index into STATUSES
     end_s: float  # when the run ended; unfinished requests are charged up to here
+    frontend_s: float = 0.0  # of router and HTTP, on top of TTFT and E2E
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -42,12 +44,12 @@ class RequestRows:
     @property
     def ttft_s(self) -> FloatArray:
         """(num_requests,) time to first token."""
-        return self.first_token_s - self.arrival_s
+        return self.first_token_s - self.arrival_s + self.frontend_s
 
     @property
     def e2e_s(self) -> FloatArray:
         """(num_requests,) from arrival to last token."""
-        return self.finish_s - self.arrival_s
+        return self.finish_s - self.arrival_s + self.frontend_s
 
     @property
     def tbt_mean_s(self) -> FloatArray:
@@ -73,5 +75,6 @@ class RequestRows:
 
     def take(self, keep: npt.NDArray[np.bool_]) -> RequestRows:
         """The rows where ``keep`` (num_requests,) holds."""
-        arrays = {f.name: getattr(self, f.name)[keep] for f in fields(self) if f.name != "end_s"}
-        return RequestRows(**arrays, end_s=self.end_s)
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        kept: dict[str, Any] = {name: array[keep] for name, array in values if isinstance(array, np.ndarray)}
+        return replace(self, **kept)

@@ -176,4 +176,5 @@ class World:
             tbt_max_s=np.array(outcome.tbt_max_s[:arrived]),
             status=np.array(outcome.status[:arrived], np.int64),
             end_s=end_s,
+            frontend_s=self.cluster.frontend_s,
         )

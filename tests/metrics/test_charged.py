@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,13 @@ def test_a_finished_request_is_charged_what_it_took(scenario: Scenario) -> None:
     assert charged.tbt_slowdown[0] == pytest.approx(3.0)
     assert charged.e2e_slowdown[0] == pytest.approx(2.5)  # 5 s against 1 s + 10 tokens of 0.1 s
     assert charged.slowdown[0] == pytest.approx(0.5 * 2 + 0.5 * 3)
+
+
+def test_the_front_end_is_on_top_of_ttft_and_e2e(scenario: Scenario) -> None:
+    rows = dataclasses.replace(rows_of((20.0, 22.0, 25.0, 11), end_s=110.0), frontend_s=0.5)
+    charged = charge(rows, scenario)
+    assert (charged.ttft_s[0], charged.e2e_s[0]) == (2.5, 5.5)
+    assert charged.tbt_s[0] == pytest.approx(0.3)
 
 
 def test_one_token_has_no_tbt_and_is_all_ttft(scenario: Scenario) -> None:

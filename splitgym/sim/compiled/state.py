@@ -302,6 +302,7 @@ def rows_of(state: State, scenario: Scenario, end_s: float) -> RequestRows:
         tbt_max_s=np.where(several & ~np.isnan(finish_s), done["tbt_max_s"], np.nan),
         status=done["status"].astype(np.int64),
         end_s=end_s,
+        frontend_s=scenario.cluster.frontend_s,
     )
 
 
