@@ -67,7 +67,8 @@ def hardware(as_json: bool = AS_JSON) -> None:
         }
         for profile in profiles
     ]
-    print_records(records, as_json=as_json)
+    shown = [name for name in records[0] if not name.endswith("_error")]
+    print_records(records, as_json=as_json, columns=shown)
 
 
 @app.command()
