@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -33,7 +33,7 @@ from splitgym.machines import (
 from splitgym.policies import make_policy
 from splitgym.randomness import Streams
 from splitgym.shipped import shipped_folder
-from splitgym.sim.cluster import Batching, Cluster, Scenario, Slo, Transfer
+from splitgym.sim.cluster import Batching, Cluster, Scenario, Slo, Transfer, VllmBatching
 from splitgym.workload import Requests, WorkloadConfig
 from splitgym.yaml_file import read_model
 
@@ -49,11 +49,36 @@ class _Strict(BaseModel):
 
 
 class BatchingCard(_Strict):
-    """See `splitgym.sim.cluster.Batching`."""
+    """See `splitgym.sim.cluster.Batching` and, for discipline `vllm`, `splitgym.sim.cluster.VllmBatching`."""
 
+    discipline: Literal["splitwise", "vllm"] = "splitwise"
     max_batch_tokens: PositiveInt = Batching.max_batch_tokens
     max_batch_size: PositiveInt = Batching.max_batch_size
     max_preemptions: PositiveInt = Batching.max_preemptions
+    max_num_seqs: PositiveInt = VllmBatching.max_num_seqs
+    max_num_batched_tokens: PositiveInt = VllmBatching.max_num_batched_tokens
+    block_size: PositiveInt = VllmBatching.block_size
+    watermark: Annotated[NonNegativeFloat, FiniteFloat] = VllmBatching.watermark
+
+    @model_validator(mode="after")
+    def _of_one_discipline(self) -> Self:
+        for discipline, names in _SETTINGS.items():
+            foreign = [name for name in names if name in self.model_fields_set and discipline != self.discipline]
+            if foreign:
+                raise ValueError(f"{foreign[0]} belongs to discipline {discipline}; leave it out or change discipline")
+        self.build()  # raises for what cannot be
+        return self
+
+    def build(self) -> Batching | VllmBatching:
+        """The settings of the discipline."""
+        settings = self.model_dump(include=set(_SETTINGS[self.discipline]))
+        return VllmBatching(**settings) if self.discipline == "vllm" else Batching(**settings)
+
+
+_SETTINGS = {
+    "splitwise": [setting.name for setting in fields(Batching)],
+    "vllm": [setting.name for setting in fields(VllmBatching)],
+}
 
 
 class TransferCard(_Strict):
@@ -112,7 +137,27 @@ class ClusterCard(_Strict):
                 cached_profile(self.model, hardware, self.tensor_parallel)
             except SplitgymError as error:
                 raise ValueError(str(error)) from None
+        self.build(self.machines)  # raises for what cannot be
         return self
+
+    def build(self, groups: tuple[MachineGroup, ...], model: str | None = None) -> Cluster:
+        """The cluster of these machines, with the default SLO.
+
+        Raises:
+            SplitgymError: for a model without a profile.
+            ValueError: for machines that cannot be had.
+        """
+        baseline = cached_profile(model or self.model, self.baseline, self.tensor_parallel)
+        batching = self.batching.build()
+        return Cluster(
+            machines=build_machines(groups, model or self.model, self.tensor_parallel, batching),
+            model=baseline.model,
+            baseline=baseline,
+            batching=batching,
+            transfer=Transfer(**self.transfer.model_dump()),
+            switch_s=self.switch_s,
+            frontend_s=self.frontend_s,
+        )
 
 
 class EpisodeCard(_Strict):
@@ -187,20 +232,8 @@ class Card(_Strict):
         Raises:
             SplitgymError: for machines that cannot be had, or a model without a profile.
         """
-        card = self.cluster
-        groups = card.machines if machines is None else parse_machines(machines)
-        chosen = model or card.model
-        baseline = cached_profile(chosen, card.baseline, card.tensor_parallel)
-        return Cluster(
-            machines=build_machines(groups, chosen, card.tensor_parallel),
-            model=baseline.model,
-            baseline=baseline,
-            batching=Batching(**card.batching.model_dump()),
-            transfer=Transfer(**card.transfer.model_dump()),
-            slo=Slo(**self.slo.model_dump()),
-            switch_s=card.switch_s,
-            frontend_s=card.frontend_s,
-        )
+        groups = self.cluster.machines if machines is None else parse_machines(machines)
+        return replace(self.cluster.build(groups, model), slo=Slo(**self.slo.model_dump()))
 
     def scenario(
         self,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.hardware import HardwareProfile, list_profiles, load_profile
-from splitgym.sim.cluster import Machine
+from splitgym.sim.cluster import Batching, Machine, VllmBatching
 from splitgym.view import ROLES
 
 
@@ -25,13 +26,29 @@ Hardware = Annotated[str, AfterValidator(_known_hardware)]
 
 
 class MachineGroup(BaseModel):
-    """Like machines in one role."""
+    """Like machines in one role, with settings of their own where discipline `vllm` is the cluster's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["prompt", "token", "mixed"]
     hardware: Hardware
     count: int = Field(default=1, ge=1, le=10_000)
+    max_num_seqs: PositiveInt | None = None
+    max_num_batched_tokens: PositiveInt | None = None
+    block_size: PositiveInt | None = None
+
+    def batching(self, common: Batching | VllmBatching | None) -> VllmBatching | None:
+        """Their settings in place of the cluster's ``common`` ones; None where they have none.
+
+        Raises:
+            ValueError: if the settings are of another discipline than the cluster's, or cannot be.
+        """
+        own = self.model_dump(include={"max_num_seqs", "max_num_batched_tokens", "block_size"}, exclude_none=True)
+        if not own:
+            return None
+        if not isinstance(common, VllmBatching):
+            raise ValueError(f"machines: {next(iter(own))} needs batching.discipline vllm; set it or leave this out")
+        return replace(common, **own)
 
 
 def parse_machines(text: str) -> tuple[MachineGroup, ...]:
@@ -62,14 +79,24 @@ def check_phases(groups: tuple[MachineGroup, ...]) -> tuple[MachineGroup, ...]:
     return groups
 
 
-def build_machines(groups: tuple[MachineGroup, ...], model: str, tensor_parallel: int) -> tuple[Machine, ...]:
+def build_machines(
+    groups: tuple[MachineGroup, ...],
+    model: str,
+    tensor_parallel: int,
+    batching: Batching | VllmBatching | None = None,
+) -> tuple[Machine, ...]:
     """The machines, numbered in the order of their groups.
 
     Raises:
         SplitgymError: if there is no profile of a group's hardware for this model and tensor parallelism.
+        ValueError: if a group's settings do not go with the cluster's ``batching``.
     """
     return tuple(
-        Machine(ROLES.index(group.role), cached_profile(model, group.hardware, tensor_parallel))
+        Machine(
+            ROLES.index(group.role),
+            cached_profile(model, group.hardware, tensor_parallel),
+            group.batching(batching),
+        )
         for group in groups
         for _ in range(group.count)
     )

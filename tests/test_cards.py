@@ -129,6 +129,15 @@ def test_machines_that_cannot_be_had(machines: str, line: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_machines_with_settings_of_their_own(tmp_path: Path) -> None:
+    groups = "[{role: prompt, hardware: h100-80gb}, {role: token, hardware: h100-80gb, max_num_seqs: 64, count: 2}]"
+    batching = "{discipline: vllm, max_num_seqs: 32, block_size: 32}"
+    path = write_card(tmp_path, cluster=f"{{model: llama2-70b, machines: {groups}, batching: {batching}}}")
+    vllm = load_card(path).default_cluster.vllm
+    assert [own.max_num_seqs for own in vllm] == [32, 64, 64]
+    assert {own.block_size for own in vllm} == {32}
+
+
 def test_cards_survive_pickling() -> None:
     card = load_card("Toy")
     again = pickle.loads(pickle.dumps(card))
@@ -172,6 +181,33 @@ def test_cards_survive_pickling() -> None:
             "cluster",
             "{model: llama2-70b, machnes: [], machines: [{role: mixed, hardware: h100-80gb}]}",
             "cluster: unknown 'machnes'; did you mean 'machines'?",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], batching: {discipline: vlm}}",
+            "cluster.batching.discipline: unknown 'vlm'; did you mean 'vllm'?",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], batching: {max_num_seqs: 9}}",
+            "cluster.batching: max_num_seqs belongs to discipline vllm; leave it out or change discipline",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb, block_size: 32}]}",
+            "cluster: machines: block_size needs batching.discipline vllm; set it or leave this out",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], batching: {discipline: vllm},"
+            " transfer: {mode: layerwise}}",
+            "cluster: discipline vllm sends caches serialized; leave transfer.mode layerwise out",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb, max_num_seqs: 4096}],"
+            " batching: {discipline: vllm}}",
+            "cluster: max_num_batched_tokens 2048 is below max_num_seqs 4096; raise it",
         ),
         ("workload", "{source: syntetic}", "workload.source: unknown 'syntetic'; did you mean 'synthetic'?"),
         (

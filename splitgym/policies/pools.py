@@ -157,6 +157,8 @@ def towards_rates(
         return
     prompt_need = headroom * prompt_rate / prompt_speed
     token_need = output_rate / token_speed
+    if prompt_need + token_need <= 0.0:  # of rates that have faded to almost nothing
+        return
     goal = count * prompt_need / (prompt_need + token_need)
     goal = min(max(goal, 1.0), count - 1.0)
     if goal - at_prompt > 0.75:

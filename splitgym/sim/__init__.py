@@ -1,6 +1,6 @@
 """What happens: clusters, scenarios, and the engines that run them (docs/simulator.md)."""
 
-from splitgym.sim.cluster import Batching, Cluster, Machine, Scenario, Slo, Transfer
+from splitgym.sim.cluster import Batching, Cluster, Machine, Scenario, Slo, Transfer, VllmBatching
 from splitgym.sim.ledger import Baseline, Meters, baseline_of
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.reference import InvalidDecision, MachineState, ReferenceEngine
@@ -23,6 +23,7 @@ __all__ = [
     "Scenario",
     "Slo",
     "Transfer",
+    "VllmBatching",
     "baseline_of",
     "run",
     "start",

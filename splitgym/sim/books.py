@@ -96,6 +96,7 @@ class Books:
         self.laws, self.rows[:, LAW] = cluster.laws
         facts = {id(machine.profile): _facts_of(machine.profile) for machine in machines}
         self.facts: FloatArray = np.array([facts[id(machine.profile)] for machine in machines])
+        self.facts[:, KV_CAPACITY] = cluster.kv_capacity_tokens
         self.arrays = BookArrays(
             rows=self.rows,
             facts=self.facts,

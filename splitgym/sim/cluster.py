@@ -27,6 +27,35 @@ class Batching:
     max_preemptions: int = 4
 
 
+MAX_BLOCK_SIZE = 1024
+"""Most tokens in a block of KV memory."""
+
+
+@dataclass(frozen=True)
+class VllmBatching:
+    """Discipline `vllm`: decodes always, prompts in chunks, KV memory in blocks. Defaults: vLLM's.
+
+    Raises:
+        ValueError: if a batch could not hold a token of each sequence, or the watermark keeps all memory free.
+    """
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16  # tokens
+    watermark: float = 0.0  # share of the blocks that an admission leaves free, unless nothing runs
+
+    def __post_init__(self) -> None:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_num_seqs {self.max_num_seqs}; "
+                "raise it, for each sequence may need a token in one iteration"
+            )
+        if not 1 <= self.block_size <= MAX_BLOCK_SIZE:
+            raise ValueError(f"block_size {self.block_size}; give a whole number from 1 to {MAX_BLOCK_SIZE}")
+        if not 0 <= self.watermark < 1:
+            raise ValueError(f"watermark {self.watermark:g} is no share of the blocks; give a number from 0 to below 1")
+
+
 @dataclass(frozen=True)
 class Transfer:
     """How a KV-cache gets from the prompt machine to the token machine."""
@@ -61,6 +90,7 @@ class Machine:
 
     role: int  # index into ROLES; its home
     profile: HardwareProfile
+    batching: VllmBatching | None = None  # in place of the cluster's
 
     @property
     def role_name(self) -> str:
@@ -70,21 +100,56 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines of one model, how they batch, transfer and change roles, and what they are measured against."""
+    """Machines of one model, how they batch, transfer and change roles, and what they are measured against.
+
+    Raises:
+        ValueError: if discipline `vllm` is asked for where it cannot be had.
+    """
 
     machines: tuple[Machine, ...]
     model: ModelSpec
     baseline: HardwareProfile  # slowdown is against a request alone on this
-    batching: Batching = field(default_factory=Batching)
+    batching: Batching | VllmBatching = field(default_factory=Batching)
     transfer: Transfer = field(default_factory=Transfer)
     slo: Slo = field(default_factory=Slo)
     switch_s: float = 0.0
     frontend_s: float = 0.0  # what router and HTTP add to TTFT and E2E
 
+    def __post_init__(self) -> None:
+        if isinstance(self.batching, VllmBatching):
+            if self.transfer.mode == "layerwise":
+                raise ValueError("discipline vllm sends caches serialized; leave transfer.mode layerwise out")
+            if 0 in self.kv_capacity_tokens:
+                raise ValueError("a machine's KV memory is smaller than one block; lower block_size")
+        elif any(machine.batching is not None for machine in self.machines):
+            raise ValueError("a machine has settings of its own; they need batching.discipline vllm")
+
     @property
     def num_machines(self) -> int:
         """How many machines there are."""
         return len(self.machines)
+
+    @cached_property
+    def vllm(self) -> tuple[VllmBatching, ...]:
+        """The settings of each machine under discipline `vllm`; empty under discipline `splitwise`."""
+        common = self.batching
+        return tuple(m.batching or common for m in self.machines) if isinstance(common, VllmBatching) else ()
+
+    @cached_property
+    def kv_capacity_tokens(self) -> list[int]:
+        """What each machine holds: whole blocks under discipline `vllm`."""
+        capacities = [machine.profile.kv_capacity_tokens for machine in self.machines]
+        if not self.vllm:
+            return capacities
+        return [tokens - tokens % own.block_size for tokens, own in zip(capacities, self.vllm, strict=True)]
+
+    @cached_property
+    def watermark_tokens(self) -> list[int]:
+        """What each machine leaves free of them at an admission; empty under discipline `splitwise`."""
+        return [
+            int(own.watermark * (self.kv_capacity_tokens[m] // own.block_size)) * own.block_size
+            for m, own in enumerate(self.vllm)
+        ]
 
     @cached_property
     def laws(self) -> tuple[FloatArray, list[int]]:

@@ -7,7 +7,7 @@ a heap by that clock, and gaps in a stack of decreasing maxima. An iteration tha
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -38,13 +38,41 @@ class Decodes:
     def __len__(self) -> int:
         return len(self._members)
 
-    def join(self, request: int, whole_tokens: int, remaining_tokens: int, last_token_s: float) -> None:
-        """Take in a request that has ``remaining_tokens`` ≥ 1 of its ``whole_tokens`` (prompt, output) to come."""
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._members)
+
+    def join(
+        self, request: int, whole_tokens: int, remaining_tokens: int, last_token_s: float, tbt_max_s: float = 0.0
+    ) -> None:
+        """Take in a request that has ``remaining_tokens`` ≥ 1 of its ``whole_tokens`` (prompt, output) to come.
+
+        Its last token was at ``last_token_s``, its largest gap so far is ``tbt_max_s``.
+        """
         ends_at = self._clock + remaining_tokens
-        self._members[request] = _Decode(whole_tokens, ends_at, last_token_s)
+        self._members[request] = _Decode(whole_tokens, ends_at, last_token_s, tbt_max_s)
         self._context_tokens += whole_tokens - remaining_tokens
         self._fresh.append(request)
         heappush(self._ends, (ends_at, request))
+
+    def remove(self, request: int) -> tuple[int, float, float]:
+        """Take it out before its end; returns its remaining tokens, last token's time and largest gap, as for `join`.
+
+        Nobody may have been left out of the last iteration.
+        """
+        decode = self._members.pop(request)
+        self._ends.remove((decode.ends_at, request))
+        heapify(self._ends)
+        remaining_tokens = decode.ends_at - self._clock
+        self._context_tokens -= decode.whole_tokens - remaining_tokens
+        if request in self._fresh:
+            self._fresh.remove(request)
+            return remaining_tokens, decode.last_token_s, decode.tbt_max_s
+        return remaining_tokens, self._last_s, self._largest_gap_s(decode)
+
+    def tokens_of(self, request: int) -> int:
+        """Prompt and tokens so far."""
+        decode = self._members[request]
+        return decode.whole_tokens - (decode.ends_at - self._clock)
 
     def passed_over(self, times: int) -> list[int]:
         """Those left out at least ``times`` times since they were last served, in order of arrival."""
@@ -60,8 +88,7 @@ class Decodes:
         """Σ prompt and tokens so far, of ``served`` or (``None``) of all."""
         if served is None:
             return self._context_tokens
-        members = (self._members[request] for request in served)
-        return sum(decode.whole_tokens - (decode.ends_at - self._clock) for decode in members)
+        return sum(self.tokens_of(request) for request in served)
 
     def serve_all(self, end_s: float) -> list[tuple[int, float]]:
         """One token for everybody at ``end_s``; returns (request, tbt_max_s) of those that are done, in order."""

@@ -1,15 +1,17 @@
-"""What a machine does: wait for work, form a batch (discipline `splitwise`), process it, hand out its tokens."""
+"""What a machine does: wait for work, form a batch, process it, hand out its tokens. Here, discipline `splitwise`."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import simpy
 
 from splitgym.hardware.latency import iteration_s
 from splitgym.sim import books as b
 from splitgym.sim.clock import ITERATION_END, MACHINE_START
+from splitgym.sim.cluster import Batching
 from splitgym.sim.rows import COMPLETED
 from splitgym.sim.transfers import free, receive, send
 from splitgym.sim.world import SimMachine, World
@@ -25,17 +27,25 @@ class Batch:
     num_decodes: int
 
 
-def run_machine(world: World, machine: SimMachine) -> Generator[simpy.Event, None, None]:
+class Discipline(NamedTuple):
+    """How a machine works in iterations."""
+
+    form_batch: Callable[[World, SimMachine], Batch | None]
+    start_iteration: Callable[[World, SimMachine, Batch], float]  # returns how long it takes
+    end_prompt: Callable[[World, SimMachine, int, float], None]
+
+
+def run_machine(world: World, machine: SimMachine, discipline: Discipline) -> Generator[simpy.Event, None, None]:
     """The process of one machine, for ever."""
     clock = world.clock
     while True:
         machine.wake = simpy.Event(clock)
         yield machine.wake
-        while batch := form_batch(world, machine):
+        while batch := discipline.form_batch(world, machine):
             start_s = clock.now
-            end_s = start_s + start_iteration(world, machine, batch)
+            end_s = start_s + discipline.start_iteration(world, machine, batch)
             yield clock.at(end_s, ITERATION_END, machine.index)
-            end_iteration(world, machine, batch, start_s)
+            end_iteration(world, machine, batch, start_s, discipline)
             yield clock.at(end_s, MACHINE_START, machine.index)
 
 
@@ -45,6 +55,7 @@ def form_batch(world: World, machine: SimMachine) -> Batch | None:
         return None
     take_in(world, machine)
     limits = world.cluster.batching
+    assert isinstance(limits, Batching)
     decodes = machine.decodes
     forced = decodes.passed_over(limits.max_preemptions)
     forced = forced[: min(limits.max_batch_size, limits.max_batch_tokens)]
@@ -103,8 +114,17 @@ def start_iteration(world: World, machine: SimMachine, batch: Batch) -> float:
         row[b.WAITING] -= count
         row[b.RUNNING] += count
         row[b.KV_HELD] += prompt_tokens + count
+    return begin(world, machine, batch, prompt_tokens, attention, 0)
+
+
+def begin(
+    world: World, machine: SimMachine, batch: Batch, prompt_tokens: int, attention: int, prefill_context: int
+) -> float:
+    """Start the iteration of these features (`iteration_s`); returns how long it takes."""
+    count = len(batch.prompts)
     context = machine.decodes.context_tokens(batch.served)
-    duration_s = iteration_s(machine.law, prompt_tokens, count, attention, 0, batch.num_decodes, context)
+    features = prompt_tokens, count, attention, prefill_context, batch.num_decodes, context
+    duration_s = iteration_s(machine.law, *features)
     machine.busy = True
     batch_tokens = prompt_tokens + batch.num_decodes if count else 0
     most_tokens, most_decodes, most_context = machine.largest
@@ -119,18 +139,17 @@ def start_iteration(world: World, machine: SimMachine, batch: Batch) -> float:
     return float(duration_s)
 
 
-def end_iteration(world: World, machine: SimMachine, batch: Batch, start_s: float) -> None:
+def end_iteration(world: World, machine: SimMachine, batch: Batch, start_s: float, discipline: Discipline) -> None:
     """Hand out the tokens: decodes first, then the first tokens of prompts, which join afterwards."""
     now_s = world.clock.now
     machine.busy = False
     if batch.num_decodes or batch.served is not None:
         end_decodes(world, machine, batch, now_s)
     for request in batch.prompts:
-        end_prompt(world, machine, request, now_s)
+        discipline.end_prompt(world, machine, request, now_s)
     count = len(batch.prompts)
     if count:
         machine.running_prompts = 0
-        machine.row[b.RUNNING] -= count
         if machine.row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
             machine.row[[b.PENDING_S, b.PROMPT_WEIGHT, b.PROMPT_WEIGHTED_S]] = 0.0
     if world.recorder is not None:
@@ -154,17 +173,22 @@ def end_decodes(world: World, machine: SimMachine, batch: Batch, now_s: float) -
         row[b.TOKEN_WEIGHTED] -= weight
         done = machine.decodes.serve(set(batch.served), now_s)
     for request, tbt_max_s in done:
-        world.outcome.tbt_max_s[request] = tbt_max_s
-        whole = world.whole_tokens[request]
-        row[b.DECODES] -= 1
-        row[b.RUNNING] -= 1
-        row[b.CONTEXT] -= whole
-        row[b.KV_HELD] -= whole
-        row[b.TOKEN_WEIGHT] -= world.ledger.token_weight[request]
-        finish(world, request, machine, now_s)
-        free(world, machine, whole)
+        end_decode(world, machine, request, tbt_max_s, now_s)
     if done and row[b.DECODES] + row[b.COMING] == 0:
         row[[b.REMAINING, b.TOKEN_WEIGHT, b.TOKEN_WEIGHTED]] = 0.0
+
+
+def end_decode(world: World, machine: SimMachine, request: int, tbt_max_s: float, now_s: float) -> None:
+    """It leaves and frees its memory."""
+    row, whole = machine.row, world.whole_tokens[request]
+    world.outcome.tbt_max_s[request] = tbt_max_s
+    row[b.DECODES] -= 1
+    row[b.RUNNING] -= 1
+    row[b.CONTEXT] -= whole
+    row[b.KV_HELD] -= whole
+    row[b.TOKEN_WEIGHT] -= world.ledger.token_weight[request]
+    finish(world, request, machine, now_s)
+    free(world, machine, world.held_at_end(machine, request))
 
 
 def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) -> None:
@@ -174,6 +198,7 @@ def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) ->
     world.log("first_token", machine.index, request)
     world.ledger.on_first_token(request, now_s)
     row = machine.row
+    row[b.RUNNING] -= 1
     work_s = world.prompt_work_s[request]
     row[b.PENDING_PROMPTS] -= 1
     row[b.PENDING_TOKENS] -= prompt_tokens
@@ -190,12 +215,16 @@ def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) ->
         if token is not machine:
             row[b.BOOKED_KV] -= prompt_tokens + 1
         finish(world, request, token, now_s)
-        free(world, machine, world.need_here(machine, request))
+        free(world, machine, world.held_at_end(machine, request))
         return
     token.row[b.DECODES] += 1
     token.row[b.CONTEXT] += prompt_tokens + 1
     if token is machine:
-        world.join(request, machine)
+        if machine.paging is None:
+            world.join(request, machine)
+        else:  # it runs already
+            row[b.RUNNING] += 1
+            take_place(world, machine, request)
         return
     machine.outgoing += 1
     if world.layerwise:
@@ -220,7 +249,15 @@ def finish(world: World, request: int, token: SimMachine, now_s: float) -> None:
 def take_in(world: World, machine: SimMachine) -> None:
     """Decodes whose cache has arrived take their place."""
     for request in machine.joining:
-        machine.row[b.TOKEN_WEIGHT] += world.ledger.token_weight[request]
-        remaining = world.output_tokens[request] - 1
-        machine.decodes.join(request, world.whole_tokens[request], remaining, world.outcome.first_token_s[request])
+        take_place(world, machine, request)
     machine.joining.clear()
+
+
+def take_place(world: World, machine: SimMachine, request: int) -> None:
+    """It has all but its first token to come."""
+    machine.row[b.TOKEN_WEIGHT] += world.ledger.token_weight[request]
+    remaining = world.output_tokens[request] - 1
+    machine.decodes.join(request, world.whole_tokens[request], remaining, world.outcome.first_token_s[request])
+
+
+SPLITWISE = Discipline(form_batch, start_iteration, end_prompt)

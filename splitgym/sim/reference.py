@@ -16,7 +16,7 @@ from splitgym.sim import books as b
 from splitgym.sim.books import Books
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK
 from splitgym.sim.cluster import Scenario
-from splitgym.sim.iterations import run_machine
+from splitgym.sim.iterations import SPLITWISE, run_machine
 from splitgym.sim.ledger import Meters
 from splitgym.sim.outside import InvalidDecision as InvalidDecision
 from splitgym.sim.outside import MachineState as MachineState
@@ -24,6 +24,7 @@ from splitgym.sim.outside import describe_extrapolations, explain_refusal, expla
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.roles import change_role, settle
 from splitgym.sim.rows import RequestRows
+from splitgym.sim.vllm import VLLM
 from splitgym.sim.world import SimMachine, World
 from splitgym.view import ARRIVAL as ARRIVAL_DECISION
 from splitgym.view import ROLES, TICK, ClusterView, Decision
@@ -56,7 +57,7 @@ class ReferenceEngine:
         if scenario.tick_s is not None:
             clock.process(self._ticks(scenario.tick_s))
         for machine in self._world.machines:
-            clock.process(run_machine(self._world, machine))
+            clock.process(run_machine(self._world, machine, VLLM if scenario.cluster.vllm else SPLITWISE))
 
     @property
     def books(self) -> Books:
@@ -67,6 +68,11 @@ class ReferenceEngine:
     def recorder(self) -> Recorder | None:
         """Event log and activity, where they are kept."""
         return self._world.recorder
+
+    @property
+    def preemptions(self) -> int:
+        """How often a running request lost its cache (discipline `vllm`)."""
+        return self._world.preemptions
 
     @property
     def now_s(self) -> float:

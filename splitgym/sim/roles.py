@@ -33,7 +33,7 @@ def settle(world: World) -> None:
         if switch_s == 0:
             del world.draining[machine.index]
             become_ready(world, machine)
-        elif machine.kv_used_tokens == 0 and not machine.busy:
+        elif machine.kv_used_tokens == 0 and not machine.busy and not machine.put_back:
             del world.draining[machine.index]
             machine.row[b.LIFECYCLE] = SWITCHING
             start_s = world.clock.now

@@ -44,6 +44,7 @@ class RunResult:
     meters: Meters
     recorder: Recorder | None  # where it was asked for
     extrapolations: tuple[str, ...]  # where a latency law was used outside the range in which it was measured
+    preemptions: int  # how often a running request lost its cache (discipline `vllm`)
 
 
 def run(
@@ -75,7 +76,14 @@ def run(
         start(warmup_policy, scenario)
     decide_all(simulation, policy, policy if warmup_policy is None else warmup_policy)
     simulation.finish()
-    return RunResult(scenario, simulation.rows(), simulation.meters(), simulation.recorder, simulation.extrapolations())
+    return RunResult(
+        scenario,
+        simulation.rows(),
+        simulation.meters(),
+        simulation.recorder,
+        simulation.extrapolations(),
+        simulation.preemptions,
+    )
 
 
 def decide_all(simulation: Engine, policy: Decider, warmup_policy: Decider) -> None:

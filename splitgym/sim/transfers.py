@@ -23,15 +23,15 @@ def offer_room(world: World, machine: SimMachine) -> None:
 
 
 def receive(world: World, machine: SimMachine) -> None:
-    """Serialized: reserve room for waiting caches, first come first served, and send them."""
-    while machine.inbox and machine.admits:
+    """Serialized: reserve room for waiting caches, first come first served, and send them; preempted decodes first."""
+    while machine.inbox and machine.admits and not machine.put_back:
         request = machine.inbox[0]
-        whole = world.whole_tokens[request]
-        if whole > machine.free_tokens:
+        need = world.need_to_come(machine, request)
+        if need > machine.free_tokens:
             return
         machine.inbox.popleft()
         machine.row[b.WAITING] -= 1
-        machine.kv_used_tokens += whole
+        machine.kv_used_tokens += need
         send(world, request, world.clock.now)
 
 
@@ -78,4 +78,4 @@ def end_transfer(world: World, request: int, source: SimMachine, destination: Si
     source.row[b.BOOKED_KV] -= held
     destination.row[b.KV_HELD] += held
     world.join(request, destination)
-    free(world, source, held)
+    free(world, source, world.held_until_sent(source, request))

@@ -16,6 +16,7 @@ from splitgym.sim.cluster import Scenario
 from splitgym.sim.decoding import Decodes
 from splitgym.sim.ledger import Ledger
 from splitgym.sim.network import SharedNetwork
+from splitgym.sim.paging import Paging
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.rows import FAILED, IN_FLIGHT, RequestRows
 from splitgym.view import DRAINING, LIFECYCLES, PROMPT, READY, ROLES, TOKEN
@@ -45,6 +46,8 @@ class SimMachine:
     lost_phases: tuple[int, ...] = ()  # what must be over before a role change
     running_prompts: int = 0
     busy: bool = False
+    paging: Paging | None = None  # under discipline `vllm`
+    put_back: int = 0  # preempted decodes that wait in the queue
     largest: tuple[int, int, int] = (0, 0, 0)  # batch tokens with prompts, decodes, their context, of any iteration
     wake: simpy.Event | None = None  # set while idle
 
@@ -117,7 +120,7 @@ class World:
                 index,
                 self.books.law(index),
                 self.books.rows[index],
-                machine.profile.kv_capacity_tokens,
+                cluster.kv_capacity_tokens[index],
                 machine.profile.link_bytes_per_s,
                 machine.profile.prompt_power_w - machine.profile.idle_power_w,
                 machine.profile.decode_power_w - machine.profile.idle_power_w,
@@ -127,6 +130,9 @@ class World:
         ]
         self.draining: dict[int, SimMachine] = {}
         self.network = SharedNetwork(self.clock, [machine.link_bytes_per_s for machine in self.machines])
+        self.preemptions = 0
+        for index, limits in enumerate(cluster.vllm):
+            self.machines[index].paging = Paging(limits, cluster.watermark_tokens[index])
 
     def log(self, kind: str, machine: int, request: int) -> None:
         """Add a line to the event log, where one is kept."""
@@ -159,6 +165,21 @@ class World:
         """KV tokens a request takes on its prompt machine: all of it where its token phase follows there."""
         follows = self.outcome.token_machine[request] == machine.index
         return self.whole_tokens[request] if follows else self.prompt_tokens[request] + 1
+
+    def need_to_come(self, machine: SimMachine, request: int) -> int:
+        """KV tokens reserved on its token machine before its cache is sent there."""
+        paging = machine.paging
+        return self.whole_tokens[request] if paging is None else paging.in_blocks(self.prompt_tokens[request] + 1)
+
+    def held_until_sent(self, machine: SimMachine, request: int) -> int:
+        """KV tokens its cache takes on its prompt machine until it is sent."""
+        tokens, paging = self.prompt_tokens[request], machine.paging
+        return tokens + 1 if paging is None else paging.in_blocks(tokens)
+
+    def held_at_end(self, machine: SimMachine, request: int) -> int:
+        """KV tokens it takes where its last token is made; that one is in no cache."""
+        paging = machine.paging
+        return self.need_here(machine, request) if paging is None else paging.in_blocks(self.whole_tokens[request] - 1)
 
     def rows(self, end_s: float) -> RequestRows:
         """One row for each request that has arrived."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from splitgym.hardware import LatencyLaw, load_profile, model_spec
-from splitgym.sim.cluster import Batching, Cluster, Machine, Transfer
+from splitgym.sim.cluster import Batching, Cluster, Machine, Transfer, VllmBatching
 from splitgym.view import MIXED, PROMPT, TICK, TOKEN, ClusterView, Decision
 from splitgym.workload import Requests
 
@@ -34,7 +34,7 @@ def cluster(
     latency: LatencyLaw | None = None,
     kv_capacity_tokens: int = 100_000,
     transfer: Transfer | None = None,
-    batching: Batching | None = None,
+    batching: Batching | VllmBatching | None = None,
     switch_s: float = 0.0,
 ) -> Cluster:
     """A cluster with a machine for each letter of ``roles``: p, t or m."""

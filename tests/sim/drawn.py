@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from splitgym.hardware import load_profile, model_spec
 from splitgym.randomness import hashed_uniform
-from splitgym.sim.cluster import Batching, Cluster, Machine, Scenario, Slo, Transfer
+from splitgym.sim.cluster import Batching, Cluster, Machine, Scenario, Slo, Transfer, VllmBatching
 from splitgym.view import TICK, ClusterView, Decision
 from splitgym.workload import Requests
 from tests.sim.build import ROLE, cluster, law
@@ -47,9 +47,28 @@ NETWORKS = st.sampled_from(["ideal", "shared"])
 
 
 @st.composite
-def scenarios(draw: st.DrawFn) -> Scenario:
+def vllm_settings(draw: st.DrawFn) -> VllmBatching:
+    """Of any kind: one sequence or many, chunks of a few tokens or whole prompts."""
+    sequences = draw(st.sampled_from([1, 2, 8, 256]))
+    tokens = max(sequences, draw(st.sampled_from([16, 100, 2048])))
+    return VllmBatching(sequences, tokens, draw(st.sampled_from([1, 7, 16])), draw(st.sampled_from([0.0, 0.0, 0.1])))
+
+
+@st.composite
+def with_vllm(draw: st.DrawFn, tested: Cluster) -> Cluster:
+    """The same cluster under discipline `vllm`, some machines with settings of their own."""
+    machines = tuple(
+        dataclasses.replace(machine, batching=draw(st.one_of(st.none(), vllm_settings())))
+        for machine in tested.machines
+    )
+    transfer = dataclasses.replace(tested.transfer, mode="serialized")
+    return dataclasses.replace(tested, machines=machines, transfer=transfer, batching=draw(vllm_settings()))
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
     roles = draw(st.sampled_from(["pt", "m", "ppt", "ptm", "pttm", "mm"]))
-    capacity = draw(st.sampled_from([400, 1_000, 1_000_000]))
+    capacity = draw(st.sampled_from([280, 400, 1_000, 1_000_000]))
     mode = draw(st.sampled_from(["serialized", "layerwise"]))
     batching = Batching(draw(st.sampled_from([100, 2048])), draw(st.sampled_from([2, 512])), 4)
     rate = draw(st.sampled_from([0.3, 2.0, 10.0]))
@@ -67,6 +86,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         batching=batching,
         switch_s=draw(st.sampled_from([0.0, 1.5])),
     )
+    if discipline == "vllm" or (discipline is None and draw(st.booleans())):
+        tested = draw(with_vllm(tested))
     return Scenario(tested, arrivals, tick_s=draw(st.sampled_from([None, 0.7])))
 
 
@@ -88,6 +109,8 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
         slo=Slo(),
         switch_s=draw(st.sampled_from([0.0, 0.3])),
     )
+    if draw(st.booleans()):
+        tested = draw(with_vllm(tested))
     count = draw(st.integers(0, 120))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     rate = len(roles) * draw(st.sampled_from([0.5, 3.0, 30.0]))

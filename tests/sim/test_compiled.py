@@ -47,6 +47,7 @@ def assert_same_state(reference: ReferenceEngine, compiled: CompiledEngine) -> N
     assert compiled.now_s == reference.now_s
     assert compiled.meters() == reference.meters()
     assert compiled.state() == reference.state()
+    assert compiled.preemptions == reference.preemptions
     np.testing.assert_array_equal(compiled.books.rows, reference.books.rows)
     assert compiled.books.potential(compiled.now_s) == reference.books.potential(reference.now_s)
 
@@ -101,6 +102,7 @@ def assert_same_results(scenario: Scenario, policy: str, warmup: str | None) -> 
     assert_same_rows(results[0].rows, results[1].rows)
     assert results[0].meters == results[1].meters
     assert results[0].extrapolations == results[1].extrapolations
+    assert results[0].preemptions == results[1].preemptions
     logs = [result.recorder.digest() for result in results if result.recorder is not None]
     assert len(logs) == 2
     assert logs[0] == logs[1]

@@ -22,12 +22,21 @@ def whole_tokens(s: State, r: int) -> int:
 @lean_njit
 def join_decodes(s: State, m: int, r: int) -> None:
     """Take in a request that has all but its first token to come."""
-    machine, request = s.machines[m], s.requests[r]
-    request.ends_at = machine.decode_clock + request.output_tokens - 1
+    request = s.requests[r]
     request.last_token_s = request.first_token_s
     request.tbt_max_s = 0.0
+    add_decode(s, m, r, request.output_tokens - 1)
+
+
+@lean_njit
+def add_decode(s: State, m: int, r: int, remaining_tokens: int) -> None:
+    """Take in a request that has that many tokens to come; its last token's time and largest gap are known."""
+    machine, request = s.machines[m], s.requests[r]
+    request.ends_at = machine.decode_clock + remaining_tokens
     request.passed_over = 0
-    machine.context_tokens += request.prompt_tokens + 1
+    machine.context_tokens += whole_tokens(s, r) - remaining_tokens
+    if s.run[0].is_vllm:
+        s.residues[m, residue(s, m, r)] += 1
     make_fresh(s, m, r)
     if machine.decodes == machine.ends_room:
         make_room_for_ends(s, m)
@@ -37,6 +46,37 @@ def join_decodes(s: State, m: int, r: int) -> None:
     else:
         push(members, machine.decodes, request.ends_at, r)
     machine.decodes += 1
+
+
+@lean_njit
+def residue(s: State, m: int, r: int) -> int:
+    """Its tokens in the cache less its machine's decode clock, which does not change, modulo the block size.
+
+    A decode needs another block where its tokens in the cache fill their blocks: when this is minus the clock.
+    """
+    return (whole_tokens(s, r) - 1 - s.requests[r].ends_at) % s.machines[m].block_size  # type: ignore[no-any-return]
+
+
+@lean_njit
+def remove_decode(s: State, m: int, r: int) -> None:
+    """Take one out before its end. Nobody was left out of the last iteration; gaps so far are settled for all."""
+    machine = s.machines[m]
+    members, count = s.ends[machine.first_end :], machine.decodes
+    s.residues[m, residue(s, m, r)] -= 1
+    machine.context_tokens -= whole_tokens(s, r) - (s.requests[r].ends_at - machine.decode_clock)
+    machine.fresh_first = -1
+    machine.fresh = machine.decodes = 0
+    for i in range(count):
+        member = members[i].key
+        request = s.requests[member]
+        if not request.is_fresh:
+            request.tbt_max_s = largest_gap_s(s, m, member)
+            request.last_token_s = machine.last_s
+        if member != r:
+            make_fresh(s, m, member)
+            push(members, machine.decodes, request.ends_at, member)
+            machine.decodes += 1
+    machine.gaps = 0
 
 
 @lean_njit
@@ -73,6 +113,8 @@ def serve_all(s: State, m: int, end_s: float) -> int:
         pop(members, machine.decodes)
         machine.decodes -= 1
         machine.context_tokens -= whole_tokens(s, r)
+        if s.run[0].is_vllm:
+            s.residues[m, residue(s, m, r)] -= 1
         request = s.requests[r]
         request.tbt_max_s = largest_gap_s(s, m, r)
         request.next = -1

@@ -68,6 +68,11 @@ class CompiledEngine:
         """Whose arrival asks for a decision; -1 at a tick."""
         return int(self._run["pending_request"])
 
+    @property
+    def preemptions(self) -> int:
+        """How often a running request lost its cache (discipline `vllm`)."""
+        return int(self._run["preemptions"])
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copied or loaded: its arrays lie elsewhere now."""
         self.__dict__.update(state)

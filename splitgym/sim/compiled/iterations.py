@@ -1,4 +1,7 @@
-"""What a machine does, as in `splitgym.sim.iterations`: form a batch, process it, hand out its tokens."""
+"""What a machine does, as in `splitgym.sim.iterations`: form a batch, process it, hand out its tokens.
+
+Discipline `splitwise`, and what both disciplines share.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +19,12 @@ from splitgym.sim.compiled.decoding import (
     serve_some,
     whole_tokens,
 )
-from splitgym.sim.compiled.events import plan_iteration_end, plan_start
-from splitgym.sim.compiled.memory import admits, free, join, receive, send, wait_for_room
+from splitgym.sim.compiled.memory import admits, free, in_blocks, join, receive, send, wait_for_room
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.totals import count_finish, count_first_token
 from splitgym.sim.rows import COMPLETED
 from splitgym.view import SWITCHING
-
-
-@lean_njit
-def start_machine(s: State, m: int) -> None:
-    """Form a batch and begin its iteration, or wait for work."""
-    if form_batch(s, m):
-        run = s.run[0]
-        plan_iteration_end(s, m, run.now_s + start_iteration(s, m))
-    else:
-        s.machines[m].is_idle = True
 
 
 @lean_njit
@@ -78,11 +70,17 @@ def take_in(s: State, m: int) -> None:
     r = machine.joining_first
     while r >= 0:
         following = s.requests[r].next
-        s.books[m, b.TOKEN_WEIGHT] += s.requests[r].token_weight
-        join_decodes(s, m, r)
+        take_place(s, m, r)
         r = following
     machine.joining_first = machine.joining_last = -1
     machine.joining = 0
+
+
+@lean_njit
+def take_place(s: State, m: int, r: int) -> None:
+    """It has all but its first token to come."""
+    s.books[m, b.TOKEN_WEIGHT] += s.requests[r].token_weight
+    join_decodes(s, m, r)
 
 
 @lean_njit
@@ -145,6 +143,12 @@ def need_here(s: State, m: int, r: int) -> int:
 
 
 @lean_njit
+def held_at_end(s: State, m: int, r: int) -> int:
+    """KV tokens it takes where its last token is made; under discipline `vllm` that one is in no cache."""
+    return in_blocks(s, m, whole_tokens(s, r) - 1) if s.run[0].is_vllm else need_here(s, m, r)
+
+
+@lean_njit
 def start_iteration(s: State, m: int) -> float:
     """Returns how long it takes."""
     note_change(s, m)
@@ -162,9 +166,17 @@ def start_iteration(s: State, m: int) -> float:
         row[b.WAITING] -= count
         row[b.RUNNING] += count
         row[b.KV_HELD] += prompt_tokens + count
+    return begin(s, m, prompt_tokens, attention, 0)
+
+
+@lean_njit
+def begin(s: State, m: int, prompt_tokens: int, attention: int, prefill_context: int) -> float:
+    """Start the iteration of these features (`iteration_s`); returns how long it takes."""
+    machine, run = s.machines[m], s.run[0]
+    count, decodes = machine.batch_prompts, machine.batch_decodes
     context = machine.context_tokens if machine.batch_serves_all else served_context(s, m)
-    decodes = machine.batch_decodes
-    duration_s = iteration_s(s.laws[int(row[b.LAW])], prompt_tokens, count, attention, 0, decodes, context)
+    law = s.laws[int(s.books[m, b.LAW])]
+    duration_s = iteration_s(law, prompt_tokens, count, attention, prefill_context, decodes, context)
     machine.is_busy = True
     machine.batch_start_s = run.now_s
     machine.most_batch_tokens = max(machine.most_batch_tokens, prompt_tokens + decodes if count > 0 else 0)
@@ -187,29 +199,6 @@ def served_context(s: State, m: int) -> int:
 
 
 @lean_njit
-def end_iteration(s: State, m: int) -> None:
-    """Hand out the tokens: decodes first, then the first tokens of prompts, which join afterwards."""
-    note_change(s, m)
-    machine, row = s.machines[m], s.books[m]
-    machine.is_busy = False
-    count = machine.batch_prompts
-    if machine.batch_decodes > 0 or not machine.batch_serves_all:
-        end_decodes(s, m)
-    r = machine.batch_first
-    for _ in range(count):
-        following = s.requests[r].next
-        end_prompt(s, m, r)
-        r = following
-    machine.batch_prompts = 0
-    if count > 0:
-        row[b.RUNNING] -= count
-        if row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
-            row[b.PENDING_S] = row[b.PROMPT_WEIGHT] = row[b.PROMPT_WEIGHTED_S] = 0.0
-    lg.log_stretch(s, lg.ITERATION, m, -1, machine.batch_start_s, count, machine.batch_decodes)
-    plan_start(s, m)
-
-
-@lean_njit
 def end_decodes(s: State, m: int) -> None:
     """A token for each decode of the batch; those that are done leave and free their memory."""
     machine, row, run = s.machines[m], s.books[m], s.run[0]
@@ -226,17 +215,23 @@ def end_decodes(s: State, m: int) -> None:
     some = r >= 0
     while r >= 0:
         following = s.requests[r].next
-        whole = whole_tokens(s, r)
-        row[b.DECODES] -= 1
-        row[b.RUNNING] -= 1
-        row[b.CONTEXT] -= whole
-        row[b.KV_HELD] -= whole
-        row[b.TOKEN_WEIGHT] -= s.requests[r].token_weight
-        finish(s, r, m)
-        free(s, m, whole)
+        end_decode(s, m, r)
         r = following
     if some and row[b.DECODES] + row[b.COMING] == 0:
         row[b.REMAINING] = row[b.TOKEN_WEIGHT] = row[b.TOKEN_WEIGHTED] = 0.0
+
+
+@lean_njit
+def end_decode(s: State, m: int, r: int) -> None:
+    """It leaves and frees its memory."""
+    row, whole = s.books[m], whole_tokens(s, r)
+    row[b.DECODES] -= 1
+    row[b.RUNNING] -= 1
+    row[b.CONTEXT] -= whole
+    row[b.KV_HELD] -= whole
+    row[b.TOKEN_WEIGHT] -= s.requests[r].token_weight
+    finish(s, r, m)
+    free(s, m, held_at_end(s, m, r))
 
 
 @lean_njit
@@ -260,6 +255,7 @@ def end_prompt(s: State, m: int, r: int) -> None:
     request.first_token_s = run.now_s
     lg.log(s, lg.FIRST_TOKEN, m, r)
     count_first_token(s, r, run.now_s)
+    row[b.RUNNING] -= 1
     work_s = request.prompt_work_s
     row[b.PENDING_PROMPTS] -= 1
     row[b.PENDING_TOKENS] -= prompt_tokens
@@ -278,12 +274,16 @@ def end_prompt(s: State, m: int, r: int) -> None:
         if d != m:
             row[b.BOOKED_KV] -= prompt_tokens + 1
         finish(s, r, d)
-        free(s, m, need_here(s, m, r))
+        free(s, m, held_at_end(s, m, r))
         return
     token_row[b.DECODES] += 1
     token_row[b.CONTEXT] += prompt_tokens + 1
     if d == m:
-        join(s, r, m)
+        if run.is_vllm:  # it runs already
+            row[b.RUNNING] += 1
+            take_place(s, m, r)
+        else:
+            join(s, r, m)
         return
     machine.outgoing += 1
     if run.is_layerwise:

@@ -13,11 +13,14 @@ KINDS = (
     *("switching", "ready"),
     # not lines of the event log by themselves:
     *("iteration", "transfer", "switch"),
+    # of discipline `vllm`:
+    "preempted",
 )
 ARRIVED, ASSIGNED, FAILED, FIRST_TOKEN, TRANSFER_START, TRANSFER_END, FINISH = range(7)
 ROLE = 7  # of the first role
 SWITCHING, READY = 10, 11
 ITERATION, TRANSFER, SWITCH = 12, 13, 14
+PREEMPTED = 15
 
 
 @lean_njit

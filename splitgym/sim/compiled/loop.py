@@ -29,8 +29,9 @@ from splitgym.sim.compiled.events import (
     plan_iteration_end,
     pop,
 )
-from splitgym.sim.compiled.iterations import end_iteration, need_here, start_machine
+from splitgym.sim.compiled.iterations import need_here
 from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN, Kernel, function_at
+from splitgym.sim.compiled.machine import end_iteration, start_machine
 from splitgym.sim.compiled.memory import end_transfer
 from splitgym.sim.compiled.network import end_flow
 from splitgym.sim.compiled.notes import changed_since, note_change

@@ -55,20 +55,40 @@ def offer_room(s: State, m: int) -> None:
 
 
 @lean_njit
+def in_blocks(s: State, m: int, tokens: int) -> int:
+    """The blocks of ``tokens`` tokens, in tokens (discipline `vllm`)."""
+    size = s.machines[m].block_size
+    return -(-tokens // size) * size  # type: ignore[no-any-return]
+
+
+@lean_njit
+def need_to_come(s: State, m: int, r: int) -> int:
+    """KV tokens reserved on its token machine before its cache is sent there."""
+    return in_blocks(s, m, s.requests[r].prompt_tokens + 1) if s.run[0].is_vllm else whole_tokens(s, r)
+
+
+@lean_njit
+def held_until_sent(s: State, m: int, r: int) -> int:
+    """KV tokens its cache takes on its prompt machine until it is sent."""
+    tokens = s.requests[r].prompt_tokens
+    return in_blocks(s, m, tokens) if s.run[0].is_vllm else tokens + 1
+
+
+@lean_njit
 def receive(s: State, m: int) -> None:
-    """Serialized: reserve room for waiting caches, first come first served, and send them."""
+    """Serialized: reserve room for waiting caches, first come first served, and send them; preempted decodes first."""
     machine = s.machines[m]
-    while machine.inbox_first >= 0 and admits(s, m):
+    while machine.inbox_first >= 0 and admits(s, m) and machine.put_back == 0:
         r = machine.inbox_first
-        whole = whole_tokens(s, r)
-        if whole > machine.kv_capacity_tokens - machine.kv_used_tokens:
+        need = need_to_come(s, m, r)
+        if need > machine.kv_capacity_tokens - machine.kv_used_tokens:
             return
         machine.inbox_first = s.requests[r].next
         if machine.inbox_first < 0:
             machine.inbox_last = -1
         note_change(s, m)
         s.books[m, b.WAITING] -= 1
-        machine.kv_used_tokens += whole
+        machine.kv_used_tokens += need
         send(s, r)
 
 
@@ -124,7 +144,7 @@ def end_transfer(s: State, r: int) -> None:
     s.books[source, b.BOOKED_KV] -= held
     s.books[destination, b.KV_HELD] += held
     join(s, r, destination)
-    free(s, source, held)
+    free(s, source, held_until_sent(s, source, r))
 
 
 @lean_njit

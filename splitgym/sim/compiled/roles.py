@@ -46,7 +46,8 @@ def settle(s: State) -> None:
         machine = s.machines[m]
         following = machine.next_draining
         at_once = run.switch_s == 0
-        if lost_work_is_done(s, m) and (at_once or (machine.kv_used_tokens == 0 and not machine.is_busy)):
+        is_empty = machine.kv_used_tokens == 0 and not machine.is_busy and machine.put_back == 0
+        if lost_work_is_done(s, m) and (at_once or is_empty):
             if before < 0:
                 run.first_draining = following
             else:

@@ -53,6 +53,7 @@ def state_at(a: IntArray) -> State:
         gaps=carray(pointer_at(a[13, 0]), (a[13, 1],), TIMED),
         blocked=carray(pointer_at(a[14, 0]), (a[14, 1], a[14, 2]), _BOOL),
         log=carray(pointer_at(a[15, 0]), (a[15, 1],), LINE),
+        residues=carray(pointer_at(a[16, 0]), (a[16, 1], a[16, 2]), _INT),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splitgym.sim.books import Books
-from splitgym.sim.cluster import Scenario
+from splitgym.sim.cluster import Batching, Scenario
 from splitgym.sim.ledger import baseline_of
 from splitgym.sim.rows import IN_FLIGHT, RequestRows
 
@@ -44,6 +44,11 @@ REQUEST = np.dtype(
         ("transfer_start_s", "f8"),
         ("transfer_end_s", "f8"),
         ("finish_s", "f8"),
+        # In work, in chunks (`vllm`):
+        ("computed", "i4"),  # tokens in the cache
+        ("chunk", "i4"),  # tokens to come there in this iteration
+        ("generated", "i4"),  # tokens it had when it was last preempted as a decode
+        ("admitted", "i8"),  # when, among those of its machine
         ("next", "i4"),  # in a machine's queue, batch, inbox, joining list, fresh list or list of the done
         # While it decodes (`decoding`):
         ("last_token_s", "f8"),  # known where it is fresh
@@ -87,6 +92,14 @@ MACHINE = np.dtype(
         ("loses_tokens", "?"),
         ("next_draining", "i4"),
         ("switch_start_s", "f8"),
+        # Under discipline `vllm`:
+        ("max_num_seqs", "i8"),
+        ("max_num_batched_tokens", "i8"),
+        ("block_size", "i8"),
+        ("watermark_tokens", "i8"),
+        ("unfinished", "i4"),  # the prompt of which chunks are still to come
+        ("put_back", "i4"),  # preempted decodes that wait in the queue
+        ("admissions", "i8"),
         ("blocked", "i4"),  # how many machines' next prompt waits for room here
         ("most_batch_tokens", "i4"),  # of any iteration, with prompts
         ("most_decodes", "i4"),
@@ -116,6 +129,8 @@ RUN = np.dtype(
         ("max_batch_tokens", "i8"),
         ("max_batch_size", "i8"),
         ("max_preemptions", "i8"),
+        ("is_vllm", "?"),
+        ("preemptions", "i8"),
         ("is_layerwise", "?"),
         ("is_shared", "?"),  # the network
         ("overhead_s", "f8"),
@@ -224,12 +239,14 @@ class State(NamedTuple):
     gaps: Records  # TIMED, stretches for the machines' largest gaps between tokens: (gap, decode clock)
     blocked: BoolArray  # (num_machines, num_machines): [d, m] where the next prompt of m waits for room at d
     log: Records  # LINE, nothing where the run is not recorded
+    residues: IntArray  # (num_machines, blocks' tokens): decodes by when they need a block (`decoding.residue`), `vllm`
 
 
 def size_of(scenario: Scenario) -> int:
     """How many bytes a state and its books need, about."""
     per_request = REQUEST.itemsize + 11 * TIMED.itemsize + FLOW.itemsize * scenario.cluster.transfer.is_shared
-    return per_request * len(scenario.requests) + 2048 * scenario.cluster.num_machines + 8192
+    per_machine = 2048 + 8 * _most_block_tokens(scenario)
+    return per_request * len(scenario.requests) + per_machine * scenario.cluster.num_machines + 8192
 
 
 def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = np.zeros) -> State:
@@ -241,9 +258,11 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
     run = zeros(1, RUN)
     run["num_requests"] = count
     run["horizon_s"] = scenario.horizon_s
-    run["max_batch_tokens"] = cluster.batching.max_batch_tokens
-    run["max_batch_size"] = cluster.batching.max_batch_size
-    run["max_preemptions"] = cluster.batching.max_preemptions
+    if isinstance(cluster.batching, Batching):
+        run["max_batch_tokens"] = cluster.batching.max_batch_tokens
+        run["max_batch_size"] = cluster.batching.max_batch_size
+        run["max_preemptions"] = cluster.batching.max_preemptions
+    run["is_vllm"] = bool(cluster.vllm)
     run["is_layerwise"] = cluster.transfer.mode == "layerwise"
     run["is_shared"] = cluster.transfer.is_shared
     run["overhead_s"] = cluster.transfer.overhead_s
@@ -280,6 +299,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         gaps=zeros(4 * count + 16 * num_machines, TIMED),
         blocked=zeros((num_machines, num_machines if run["is_layerwise"][0] else 0), np.bool_),
         log=zeros(LOG_CHUNK + 7 * count + 7 * num_machines + 7 if record else 0, LINE),
+        residues=zeros((num_machines, _most_block_tokens(scenario)), np.int64),
     )
 
 
@@ -304,6 +324,10 @@ def rows_of(state: State, scenario: Scenario, end_s: float) -> RequestRows:
         end_s=end_s,
         frontend_s=scenario.cluster.frontend_s,
     )
+
+
+def _most_block_tokens(scenario: Scenario) -> int:
+    return max((own.block_size for own in scenario.cluster.vllm), default=0)
 
 
 def _requests(scenario: Scenario, zeros: Zeros) -> Records:
@@ -337,12 +361,16 @@ def _iterations(num_machines: int, zeros: Zeros) -> Records:
 def _machines(scenario: Scenario, zeros: Zeros) -> Records:
     machines = zeros(scenario.cluster.num_machines, MACHINE)
     profiles = [machine.profile for machine in scenario.cluster.machines]
-    machines["kv_capacity_tokens"] = [profile.kv_capacity_tokens for profile in profiles]
+    machines["kv_capacity_tokens"] = scenario.cluster.kv_capacity_tokens
+    if scenario.cluster.vllm:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            machines[name] = [getattr(own, name) for own in scenario.cluster.vllm]
+        machines["watermark_tokens"] = scenario.cluster.watermark_tokens
     machines["link_bytes_per_s"] = [profile.link_bytes_per_s for profile in profiles]
     machines["prompt_power_w"] = [profile.prompt_power_w - profile.idle_power_w for profile in profiles]
     machines["decode_power_w"] = [profile.decode_power_w - profile.idle_power_w for profile in profiles]
     machines["is_idle"] = True
     chains = ("queue_first", "queue_last", "inbox_first", "inbox_last", "joining_first", "joining_last", "batch_first")
-    for name in (*chains, "fresh_first", "next_draining"):
+    for name in (*chains, "fresh_first", "next_draining", "unfinished"):
         machines[name] = -1
     return machines

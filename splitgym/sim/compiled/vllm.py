@@ -1,0 +1,217 @@
+"""Discipline `vllm`, as in `splitgym.sim.vllm`. An iteration without preemption costs what changes in it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from splitgym.jit import lean_njit
+from splitgym.sim import books as b
+from splitgym.sim.compiled import log as lg
+from splitgym.sim.compiled.decoding import add_decode, remove_decode, whole_tokens
+from splitgym.sim.compiled.iterations import begin, end_decode, take_place
+from splitgym.sim.compiled.memory import admits, in_blocks, receive
+from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.state import State
+from splitgym.view import SWITCHING
+
+
+@lean_njit
+def form_chunked_batch(s: State, m: int) -> bool:
+    """What runs grows, the last admitted making room where blocks are short; if they are not, prompts are admitted."""
+    if s.books[m, b.LIFECYCLE] == SWITCHING:
+        return False
+    machine = s.machines[m]
+    machine.batch_serves_all = is_short = True
+    while is_short:
+        if machine.joining > 0:
+            take_in_places(s, m)
+        is_short = False
+        growth = growth_tokens(s, m)
+        while growth > machine.kv_capacity_tokens - machine.kv_used_tokens:
+            preempt_last(s, m)
+            is_short = True
+            growth = growth_tokens(s, m)
+        machine.kv_used_tokens += growth
+        machine.batch_first = machine.unfinished
+        machine.batch_prompts = 1 if machine.unfinished >= 0 else 0
+        machine.batch_decodes = machine.decodes
+        if not is_short:
+            admit_prompts(s, m)
+        if machine.batch_prompts > 0 or machine.decodes > 0:
+            return True
+    return False  # nothing was preempted, and nothing can run
+
+
+@lean_njit
+def take_in_places(s: State, m: int) -> None:
+    """Caches that have arrived take a place in order, as long as there are places."""
+    machine = s.machines[m]
+    running = machine.decodes + (1 if machine.unfinished >= 0 else 0)
+    while machine.joining > 0 and running < machine.max_num_seqs:
+        r = machine.joining_first
+        machine.joining_first = s.requests[r].next
+        machine.joining -= 1
+        take_place(s, m, r)
+        number(s, m, r)
+        prompt_tokens = s.requests[r].prompt_tokens  # the block of the token after them is taken as it grows
+        machine.kv_used_tokens -= in_blocks(s, m, prompt_tokens + 1) - in_blocks(s, m, prompt_tokens)
+        running += 1
+    if machine.joining == 0:
+        machine.joining_last = -1
+
+
+@lean_njit
+def number(s: State, m: int, r: int) -> None:
+    """It is the last that its machine has admitted."""
+    machine = s.machines[m]
+    s.requests[r].admitted = machine.admissions
+    machine.admissions += 1
+
+
+@lean_njit
+def growth_tokens(s: State, m: int) -> int:
+    """The blocks that decodes and the unfinished prompt need for this iteration, in tokens; sets the prompt's chunk."""
+    machine = s.machines[m]
+    size = machine.block_size
+    growth = size * s.residues[m, -machine.decode_clock % size]
+    if machine.unfinished >= 0:
+        request = s.requests[machine.unfinished]
+        room = machine.max_num_batched_tokens - machine.decodes
+        request.chunk = min(request.prompt_tokens + request.generated - request.computed, room)
+        growth += in_blocks(s, m, request.computed + request.chunk) - in_blocks(s, m, request.computed)
+    return growth  # type: ignore[no-any-return]
+
+
+@lean_njit
+def preempt_last(s: State, m: int) -> None:
+    """The running request that was admitted last loses its cache and waits at the front of the queue."""
+    note_change(s, m)
+    machine, row = s.machines[m], s.books[m]
+    last = machine.unfinished
+    for i in range(machine.first_end, machine.first_end + machine.decodes):
+        r = s.ends[i].key
+        if last < 0 or s.requests[r].admitted > s.requests[last].admitted:
+            last = r
+    request = s.requests[last]
+    if last == machine.unfinished:
+        machine.unfinished = -1
+        held = request.computed
+        machine.kv_used_tokens -= in_blocks(s, m, held)
+    else:
+        remove_decode(s, m, last)
+        remaining_tokens = request.ends_at - machine.decode_clock
+        request.generated = request.output_tokens - remaining_tokens
+        held = whole_tokens(s, last) - remaining_tokens
+        machine.kv_used_tokens -= in_blocks(s, m, held - 1)
+        row[b.TOKEN_WEIGHT] -= request.token_weight
+    if request.generated > 0:
+        machine.put_back += 1
+    row[b.RUNNING] -= 1
+    row[b.WAITING] += 1
+    row[b.KV_HELD] -= held
+    request.next = machine.queue_first
+    machine.queue_first = last
+    if machine.queue_last < 0:
+        machine.queue_last = last
+    machine.queued += 1
+    s.run[0].preemptions += 1
+    lg.log(s, lg.PREEMPTED, m, last)
+
+
+@lean_njit
+def admit_prompts(s: State, m: int) -> None:
+    """First come, first served, while tokens, places and blocks are left; those admitted come into the batch."""
+    machine, row = s.machines[m], s.books[m]
+    budget = machine.max_num_batched_tokens - machine.decodes
+    last = machine.batch_first
+    if last >= 0:
+        budget -= s.requests[last].chunk
+    while machine.queue_first >= 0 and budget > 0:
+        running = machine.decodes + machine.batch_prompts
+        if running >= machine.max_num_seqs:
+            return
+        r = machine.queue_first
+        request = s.requests[r]
+        is_back = request.generated > 0
+        tokens = request.prompt_tokens + request.generated
+        room = machine.kv_capacity_tokens - machine.kv_used_tokens
+        if running > 0:
+            room -= machine.watermark_tokens
+        if in_blocks(s, m, tokens) > room or not (is_back or admits(s, m)):
+            return
+        machine.queue_first = request.next
+        if machine.queue_first < 0:
+            machine.queue_last = -1
+        machine.queued -= 1
+        if last < 0:
+            machine.batch_first = r
+        else:
+            s.requests[last].next = r
+        last = r
+        machine.batch_prompts += 1
+        number(s, m, r)
+        request.computed = 0
+        request.chunk = min(tokens, budget)
+        machine.kv_used_tokens += in_blocks(s, m, request.chunk)
+        budget -= request.chunk
+        row[b.RUNNING] += 1
+        row[b.WAITING] -= 1
+        if is_back:
+            machine.put_back -= 1
+            receive(s, m)
+
+
+@lean_njit
+def start_chunks(s: State, m: int) -> float:
+    """Start an iteration; returns how long it takes."""
+    note_change(s, m)
+    machine, row = s.machines[m], s.books[m]
+    prompt_tokens = attention = prefill_context = 0
+    r = machine.batch_first
+    for _ in range(machine.batch_prompts):
+        request = s.requests[r]
+        chunk, context = request.chunk, request.computed
+        prompt_tokens += chunk
+        attention += chunk * (2 * context + chunk)
+        prefill_context += context
+        is_last = context + chunk == request.prompt_tokens + request.generated
+        row[b.KV_HELD] += chunk + (1 if is_last else 0)
+        if np.isnan(request.prompt_start_s):
+            request.prompt_start_s = s.run[0].now_s
+        r = request.next
+    return begin(s, m, prompt_tokens, attention, prefill_context)
+
+
+@lean_njit
+def end_chunk(s: State, m: int, r: int) -> bool:
+    """A chunk is in the cache; returns whether the prompt's first token is out."""
+    machine, request = s.machines[m], s.requests[r]
+    request.computed += request.chunk
+    if request.computed < request.prompt_tokens + request.generated:
+        machine.unfinished = r
+        return False
+    machine.unfinished = -1
+    if request.generated == 0:
+        return True
+    end_recomputation(s, m, r)
+    return False
+
+
+@lean_njit
+def end_recomputation(s: State, m: int, r: int) -> None:
+    """A preempted decode has its cache again, and its next token."""
+    row, request, run = s.books[m], s.requests[r], s.run[0]
+    row[b.CONTEXT] += 1
+    row[b.REMAINING] -= 1
+    row[b.TOKEN_WEIGHTED] -= request.token_weight
+    row[b.TOKEN_WEIGHT] += request.token_weight
+    run.tokens_out += 1
+    remaining_tokens = request.output_tokens - request.generated - 1
+    request.tbt_max_s = max(request.tbt_max_s, run.now_s - request.last_token_s)
+    request.last_token_s = run.now_s
+    if remaining_tokens > 0:
+        add_decode(s, m, r, remaining_tokens)
+        return
+    end_decode(s, m, r)
+    if row[b.DECODES] + row[b.COMING] == 0:
+        row[b.REMAINING] = row[b.TOKEN_WEIGHT] = row[b.TOKEN_WEIGHTED] = 0.0

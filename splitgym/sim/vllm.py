@@ -1,0 +1,176 @@
+"""What a machine does under discipline `vllm`: decodes always, prompts in chunks, KV memory in blocks, preemption."""
+
+from __future__ import annotations
+
+import math
+
+from splitgym.sim import books as b
+from splitgym.sim.iterations import Batch, Discipline, begin, end_decode, end_prompt, take_place
+from splitgym.sim.paging import Paging, Preempted
+from splitgym.sim.transfers import receive
+from splitgym.sim.world import SimMachine, World
+from splitgym.view import SWITCHING
+
+
+def form_batch(world: World, machine: SimMachine) -> Batch | None:
+    """What runs grows, the last admitted making room where blocks are short; if they are not, prompts are admitted."""
+    if machine.row[b.LIFECYCLE] == SWITCHING:
+        return None
+    paging = paging_of(machine)
+    is_short = True
+    while is_short:
+        take_in(world, machine)
+        is_short = False
+        while (growth := growth_tokens(world, machine)) > machine.free_tokens:
+            preempt_last(world, machine)
+            is_short = True
+        machine.kv_used_tokens += growth
+        prompts = [paging.unfinished] if paging.unfinished >= 0 else []
+        if not is_short:
+            admit_prompts(world, machine, prompts)
+        if prompts or len(machine.decodes):
+            return Batch(prompts, None, len(machine.decodes))
+    return None  # nothing was preempted, and nothing can run
+
+
+def take_in(world: World, machine: SimMachine) -> None:
+    """Caches that have arrived take a place in order, as long as there are places."""
+    paging = paging_of(machine)
+    running = len(machine.decodes) + (paging.unfinished >= 0)
+    while machine.joining and running < paging.limits.max_num_seqs:
+        request = machine.joining.pop(0)
+        take_place(world, machine, request)
+        paging.admit(request)
+        prompt_tokens = world.prompt_tokens[request]  # the block of the token after them is taken as it grows
+        machine.kv_used_tokens -= paging.in_blocks(prompt_tokens + 1) - paging.in_blocks(prompt_tokens)
+        running += 1
+
+
+def growth_tokens(world: World, machine: SimMachine) -> int:
+    """The blocks that decodes and the unfinished prompt need for this iteration, in tokens; sets the prompt's chunk."""
+    paging = paging_of(machine)
+    size = paging.limits.block_size
+    growth = size * sum((machine.decodes.tokens_of(request) - 1) % size == 0 for request in machine.decodes)
+    request = paging.unfinished
+    if request >= 0:
+        computed = paging.computed[request]
+        room = paging.limits.max_num_batched_tokens - len(machine.decodes)
+        chunk = paging.chunks[request] = min(tokens_to_compute(world, machine, request) - computed, room)
+        growth += paging.in_blocks(computed + chunk) - paging.in_blocks(computed)
+    return growth
+
+
+def tokens_to_compute(world: World, machine: SimMachine, request: int) -> int:
+    """Its prompt; after a preemption, with the tokens so far."""
+    preempted = paging_of(machine).preempted.get(request)
+    if preempted is None:
+        return world.prompt_tokens[request]
+    return world.whole_tokens[request] - preempted.remaining_tokens
+
+
+def preempt_last(world: World, machine: SimMachine) -> None:
+    """The running request that was admitted last loses its cache and waits at the front of the queue."""
+    paging, row = paging_of(machine), machine.row
+    running = [*machine.decodes, paging.unfinished] if paging.unfinished >= 0 else [*machine.decodes]
+    request = max(running, key=paging.admitted.__getitem__)
+    if request == paging.unfinished:
+        paging.unfinished = -1
+        held = paging.computed.pop(request)
+        machine.kv_used_tokens -= paging.in_blocks(held)
+    else:
+        held = machine.decodes.tokens_of(request)
+        paging.preempted[request] = Preempted(*machine.decodes.remove(request))
+        machine.kv_used_tokens -= paging.in_blocks(held - 1)
+        row[b.TOKEN_WEIGHT] -= world.ledger.token_weight[request]
+    machine.put_back += request in paging.preempted
+    row[b.RUNNING] -= 1
+    row[b.WAITING] += 1
+    row[b.KV_HELD] -= held
+    machine.queue.appendleft(request)
+    world.preemptions += 1
+    world.log("preempted", machine.index, request)
+
+
+def admit_prompts(world: World, machine: SimMachine, prompts: list[int]) -> None:
+    """First come, first served, while tokens, places and blocks are left; those admitted are added to ``prompts``."""
+    paging, queue = paging_of(machine), machine.queue
+    limits, decodes = paging.limits, len(machine.decodes)
+    budget = limits.max_num_batched_tokens - decodes - sum(paging.chunks[request] for request in prompts)
+    while queue and budget > 0 and decodes + len(prompts) < limits.max_num_seqs:
+        request = queue[0]
+        is_back = request in paging.preempted
+        tokens = tokens_to_compute(world, machine, request)
+        kept_free = paging.watermark_tokens if decodes + len(prompts) else 0
+        if not (is_back or machine.admits) or paging.in_blocks(tokens) + kept_free > machine.free_tokens:
+            return
+        queue.popleft()
+        prompts.append(request)
+        paging.admit(request)
+        paging.computed[request] = 0
+        chunk = paging.chunks[request] = min(tokens, budget)
+        machine.kv_used_tokens += paging.in_blocks(chunk)
+        budget -= chunk
+        machine.row[b.RUNNING] += 1
+        machine.row[b.WAITING] -= 1
+        if is_back:
+            machine.put_back -= 1
+            receive(world, machine)
+
+
+def start_iteration(world: World, machine: SimMachine, batch: Batch) -> float:
+    """Returns how long it takes."""
+    paging, row = paging_of(machine), machine.row
+    prompt_tokens = attention = prefill_context = 0
+    for request in batch.prompts:
+        chunk, context = paging.chunks[request], paging.computed[request]
+        prompt_tokens += chunk
+        attention += chunk * (2 * context + chunk)
+        prefill_context += context
+        row[b.KV_HELD] += chunk + (context + chunk == tokens_to_compute(world, machine, request))
+        if math.isnan(world.outcome.prompt_start_s[request]):
+            world.outcome.prompt_start_s[request] = world.clock.now
+    machine.running_prompts = len(batch.prompts)
+    return begin(world, machine, batch, prompt_tokens, attention, prefill_context)
+
+
+def end_chunk(world: World, machine: SimMachine, request: int, now_s: float) -> None:
+    """A chunk is in the cache; the last one yields a token, and the request goes on."""
+    paging = paging_of(machine)
+    paging.computed[request] += paging.chunks[request]
+    if paging.computed[request] < tokens_to_compute(world, machine, request):
+        paging.unfinished = request
+        return
+    paging.unfinished = -1
+    del paging.computed[request]
+    preempted = paging.preempted.pop(request, None)
+    if preempted is None:
+        end_prompt(world, machine, request, now_s)
+    else:
+        end_recomputation(world, machine, request, preempted, now_s)
+
+
+def end_recomputation(world: World, machine: SimMachine, request: int, preempted: Preempted, now_s: float) -> None:
+    """A preempted decode has its cache again, and its next token."""
+    row, weight = machine.row, world.ledger.token_weight[request]
+    row[b.CONTEXT] += 1
+    row[b.REMAINING] -= 1
+    row[b.TOKEN_WEIGHTED] -= weight
+    row[b.TOKEN_WEIGHT] += weight
+    world.ledger.tokens_out += 1
+    remaining_tokens = preempted.remaining_tokens - 1
+    tbt_max_s = max(preempted.tbt_max_s, now_s - preempted.last_token_s)
+    if remaining_tokens > 0:
+        machine.decodes.join(request, world.whole_tokens[request], remaining_tokens, now_s, tbt_max_s)
+        return
+    end_decode(world, machine, request, tbt_max_s, now_s)
+    if row[b.DECODES] + row[b.COMING] == 0:
+        row[[b.REMAINING, b.TOKEN_WEIGHT, b.TOKEN_WEIGHTED]] = 0.0
+
+
+def paging_of(machine: SimMachine) -> Paging:
+    """It has one under this discipline."""
+    assert machine.paging is not None
+    return machine.paging
+
+
+VLLM = Discipline(form_batch, start_iteration, end_chunk)
