@@ -63,10 +63,10 @@ def charge(rows: RequestRows, scenario: Scenario) -> Charged:
     counted = rows.take(rows.arrival_s >= scenario.warmup_s)
     law = scenario.cluster.baseline.law
     alone_ttft_s, alone_e2e_s = law.uncontended_s(counted.prompt_tokens, counted.output_tokens)
-    waited_s = counted.end_s - counted.arrival_s
+    waited_s = counted.end_s - counted.arrival_s + counted.frontend_s
     completed = counted.status == COMPLETED
     answered = ~np.isnan(counted.first_token_s)
-    ttft_s = np.where(answered, counted.ttft_s, np.maximum(waited_s, alone_ttft_s))
+    ttft_s = np.where(answered, counted.ttft_s, np.maximum(waited_s, alone_ttft_s + counted.frontend_s))
     e2e_s = np.where(completed, counted.e2e_s, np.maximum(waited_s, ttft_s + alone_e2e_s - alone_ttft_s))
     gaps = np.where(counted.output_tokens > 1, counted.output_tokens - 1.0, np.nan)
     return Charged(

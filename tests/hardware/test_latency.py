@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitgym.hardware import LAW_SIZE, LatencyLaw, iteration_s, list_profiles, load_profile
+from splitgym.hardware import LAW_SIZE, LatencyLaw, iteration_s, latency, list_profiles, load_profile
 from splitgym.hardware.latency import MAX_POINTS
 
 PROFILES = [load_profile(*key) for key in list_profiles()]
@@ -56,6 +56,7 @@ def plain_s(law: LatencyLaw, p: int, sequences: int, attention: int, prefill: in
     return time_s + law.mixed_context_s * context + law.mixed_decode_s * n
 
 
+@settings(deadline=None)  # the first example may compile
 @given(
     profiles,
     sizes,
@@ -80,7 +81,7 @@ def test_every_term_of_the_law_counts():
     assert law.decode_s(64, 64_000) == pytest.approx(0.004 + 0.05 + 0.0064, rel=1e-12)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     profiles,
     st.tuples(
@@ -144,3 +145,14 @@ def test_laws_stack():
 def test_a_law_that_could_shrink_is_refused(changes, field):
     with pytest.raises(ValueError, match=field):
         law_of(**changes)
+
+
+def test_looked_up_values_are_those_of_the_functions() -> None:
+    law = load_profile("llama2-70b", "h100-80gb").law
+    row = law.packed()
+    for n in (0, 1, 2, 33, 1023, 1024, 5000):
+        exact = latency._points_s(row, latency._DECODE_POINTS, len(law.decode_points), float(n))
+        assert iteration_s(row, 0, 0, 0, 0, n, 0) == law.host_s + exact
+    for n in (1, 17, 4095, 4096, 60_000):
+        exact = latency._points_s(row, latency._BATCH_POINTS, len(law.batch_points), float(n))
+        assert iteration_s(row, n, 0, 0, 0, 0, 0) == law.host_s + exact

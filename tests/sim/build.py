@@ -36,11 +36,12 @@ def cluster(
     transfer: Transfer | None = None,
     batching: Batching | VllmBatching | None = None,
     switch_s: float = 0.0,
+    link_bytes_per_s: float = 1e15,
 ) -> Cluster:
     """A cluster with a machine for each letter of ``roles``: p, t or m."""
     profile = load_profile("llama2-70b", "h100-80gb")
     profile = dataclasses.replace(
-        profile, law=latency or law(), kv_capacity_override_tokens=kv_capacity_tokens, link_bytes_per_s=1e15
+        profile, law=latency or law(), kv_capacity_override_tokens=kv_capacity_tokens, link_bytes_per_s=link_bytes_per_s
     )
     return Cluster(
         machines=tuple(Machine(ROLE[role], profile) for role in roles),

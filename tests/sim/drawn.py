@@ -85,6 +85,7 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
         transfer=Transfer(mode, *draw(OVERHEADS), draw(NETWORKS)),
         batching=batching,
         switch_s=draw(st.sampled_from([0.0, 1.5])),
+        link_bytes_per_s=draw(st.sampled_from([1e15, 1e8])),  # a prompt takes no time, or up to 0.7 s
     )
     if discipline == "vllm" or (discipline is None and draw(st.booleans())):
         tested = draw(with_vllm(tested))

@@ -170,8 +170,10 @@ class CompiledEngine:
         self.recorder = copy.deepcopy(snapshot.recorder)
 
     def _arrays(self) -> list[npt.NDArray[Any]]:
-        """Each array once: state and books share some."""
-        return list({id(array): array for array in (*self._state, *self._desk)}.values())
+        """Each array that changes, once: state and books share some; laws, facts and costs are the scenario's."""
+        desk = self._desk
+        given = {id(array) for array in (desk.laws, desk.facts, desk.baseline_law, desk.costs)}
+        return list({id(array): array for array in (*self._state, *desk) if id(array) not in given}.values())
 
     def _need_pending(self) -> None:
         if self._run["pending"] == NO_DECISION:
