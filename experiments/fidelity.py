@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -160,9 +161,10 @@ def draw(measured: Run, ours: Run, title: str) -> Figure:
 
 def print_fits(console: Console) -> None:
     """Every shipped profile's errors."""
-    table = Table(
-        "profile", *(f"{kind} {what} %" for kind in ("prompt", "decode", "mixed") for what in ("mean", "p95", "max"))
-    )
+    table = Table(title="error of each law, %", box=SIMPLE)
+    table.add_column("profile", no_wrap=True)
+    for name in (f"{kind} {what}" for kind in ("prompt", "decode", "mixed") for what in ("mean", "p95", "max")):
+        table.add_column(name, justify="right")
     for key in list_profiles():
         profile = load_profile(*key)
         cells = []
