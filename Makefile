@@ -10,13 +10,14 @@ INSTALLED := $(VENV)/.installed
 # One thread for each process: the networks are small, and processes, not threads, use the other cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-browser test-thousand lint format wheel-check clean
+.PHONY: help install demo test test-browser test-thousand test-integrations lint format wheel-check clean
 
 help:
 	@echo "make demo           train on the quickstart card and compare with the baselines (under 10 minutes, 2 cores)"
 	@echo "make test           the test suite"
 	@echo "make test-browser   TensorBoard in headless Chromium"
 	@echo "make test-thousand  a thousand random scenarios, full training studies"
+	@echo "make test-integrations  plugins against the packages they plug into (an environment of its own, 3 GB)"
 	@echo "make lint           ruff and mypy"
 	@echo "make wheel-check    build the wheel and try it in an empty environment outside the checkout"
 	@echo "make clean          remove what the above left behind, the virtual environment too"
@@ -42,6 +43,15 @@ test-browser: $(INSTALLED)
 test-thousand: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m thousand --timeout 3600
 
+INTEGRATIONS ?= .venv-integrations
+test-integrations:
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install $(PIP_FLAGS) --disable-pip-version-check -c constraints.txt -e '.[dev]' \
+		'ray[serve]==2.60.0' xpyd-proxy==1.8.0 'kubernetes>=32.0.1,<33' pandas scikit-learn
+	$(INTEGRATIONS)/bin/python -m pip install $(PIP_FLAGS) --disable-pip-version-check --no-deps \
+		py-inference-scheduler==0.1.0 ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations -rs
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -55,5 +65,5 @@ wheel-check: $(INSTALLED)
 	.ci/wheel-check $(BIN)/python
 
 clean:
-	rm -rf $(VENV) build dist runs tb out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEGRATIONS) build dist runs tb out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

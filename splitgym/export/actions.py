@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -79,6 +80,12 @@ class Decoder:
             for head, (mask, (start, end)) in enumerate(zip(masks, pairwise(ends), strict=True))
         ]
 
+    def probability(self, scores: Float32Array, masks: Sequence[BoolArray], choice: Sequence[int]) -> float:
+        """With which `choose` draws ``choice``."""
+        ends = np.cumsum([0, *map(len, masks)])
+        heads = zip(masks, choice, pairwise(ends), strict=True)
+        return math.prod(probability(scores[start:end], mask, index) for mask, index, (start, end) in heads)
+
     def decision(self, choice: Sequence[int], view: ClusterView, suggested: Decision, hardware: IntArray) -> Decision:
         """What a permitted choice stands for; what the form leaves open is as ``suggested``."""
         if self.form == "pool_role":
@@ -115,6 +122,14 @@ def choose(scores: Float32Array, mask: BoolArray, uniform: float | None) -> int:
         return int(permitted[scores.argmax()])
     odds = np.exp((scores - scores.max()).astype(np.float64)).cumsum()
     return int(permitted[min(int(odds.searchsorted(uniform * odds[-1], side="right")), len(permitted) - 1)])
+
+
+def probability(scores: Float32Array, mask: BoolArray, index: int) -> float:
+    """With which `choose` draws ``index`` of (n,) scores; 1 if nothing is permitted."""
+    if not mask.any():
+        return 1.0
+    odds = np.exp((scores - scores[mask].max()).astype(np.float64), where=mask, out=np.zeros(len(scores)))
+    return float(odds[index] / odds.sum())
 
 
 def _padded(mask: BoolArray, rows: int) -> BoolArray:

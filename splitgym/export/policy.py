@@ -25,12 +25,20 @@ class BundlePolicy:
     """A bundle's network as a policy; what its half leaves open, the policy named in its manifest decides.
 
     It decides as the run did that was exported (`splitgym.learn.LearnedPolicy`), draws included.
+
+    Attributes:
+        never_blocks: it may be asked where nothing may wait: there is a network of bounded size, and heuristics.
+        propensity: the probability with which the network chose its part of the last decision; ``None`` where it had
+            none or does not draw.
     """
+
+    never_blocks = True
 
     def __init__(self, bundle: Bundle, place: str) -> None:
         manifest = bundle.manifest
         self.name = manifest.name
         self.bundle = bundle
+        self.propensity: float | None = None
         self._decides = manifest.decides
         self._other: Policy | None = None if manifest.other is None else policy_of(manifest.other, place)
 
@@ -50,6 +58,7 @@ class BundlePolicy:
 
     def decide(self, view: ClusterView) -> Decision:
         """The network's decision, or the other policy's."""
+        self.propensity = None
         other = self._other
         if other is None:
             return self._ask(view, Decision())
@@ -69,7 +78,8 @@ class BundlePolicy:
     def _ask(self, view: ClusterView, suggested: Decision) -> Decision:
         draws = [hashed_uniform(self._key, head, self._count) for head in range(self.bundle.num_draws)]
         self._count += 1
-        return self.bundle.decide(view, draws, suggested, self._hardware)
+        decision, self.propensity = self.bundle.decide_with_propensity(view, draws, suggested, self._hardware)
+        return decision
 
 
 def bundle_policy(path: Path) -> Policy:

@@ -85,6 +85,17 @@ class Bundle:
         """
         return self._answer(view, draws, suggested or Decision(), hardware)[0]
 
+    def decide_with_propensity(
+        self, view: ClusterView, draws: Draws, suggested: Decision, hardware: IntArray | None
+    ) -> tuple[Decision, float | None]:
+        """`decide`, and the probability with which the network chooses so; ``None`` where it does not draw.
+
+        Raises:
+            SplitgymError: as `decide`.
+        """
+        decision, _, propensity = self._answer(view, draws, suggested, hardware)
+        return decision, propensity
+
     def scores(self, view: ClusterView) -> Float32Array:
         """(num_scores,) the network's scores, head after head, of what is not permitted, too."""
         try:
@@ -99,10 +110,10 @@ class Bundle:
         draws: Draws,
         suggested: Decision,
         hardware: IntArray | None,
-    ) -> tuple[Decision, Float32Array | None]:
+    ) -> tuple[Decision, Float32Array | None, float | None]:
         self.manifest.check_size(view.num_machines)
         if not self._decoder.is_due(view):
-            return suggested, None
+            return suggested, None, None
         if self._samples and len(draws) != self.num_draws:
             raise SplitgymError(f"policy {self.manifest.name!r}: {len(draws)} draws; it takes {self.num_draws}")
         types = np.zeros(view.num_machines, np.int64) if hardware is None else hardware
@@ -112,7 +123,8 @@ class Bundle:
             choices = f"{sum(map(len, masks))} choices, its network scores {len(scores)}"
             raise SplitgymError(f"policy {self.manifest.name!r}: {choices}; it knows other hardware types")
         choice = self._decoder.choose(scores, masks, draws if self._samples else None)
-        return self._decoder.decision(choice, view, suggested, types), scores
+        propensity = self._decoder.probability(scores, masks, choice) if self._samples else None
+        return self._decoder.decision(choice, view, suggested, types), scores, propensity
 
     def _rows(self, view: ClusterView) -> int:
         return self.network.rows or view.num_machines
@@ -122,7 +134,7 @@ class Bundle:
             draws = golden.draws[number] if self._samples else ()
             suggested = golden.suggestion(number)
             try:
-                decision, scores = self._answer(golden.view(number), draws, suggested, golden.hardware)
+                decision, scores, _ = self._answer(golden.view(number), draws, suggested, golden.hardware)
             except (SplitgymError, IndexError, ValueError) as error:
                 raise SplitgymError(f"{place}: {GOLDEN}: view {number}: {error}") from None
             meant = golden.scores[number]

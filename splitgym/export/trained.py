@@ -13,12 +13,12 @@ from splitgym.cards import load_card
 from splitgym.envs.actions import make_actions
 from splitgym.envs.observations import Observer
 from splitgym.errors import SplitgymError
-from splitgym.export.actions import FORMS
+from splitgym.export.actions import FORMS, choose
 from splitgym.export.container import GOLDEN, NETWORK
 from splitgym.export.heuristics import rules_of
 from splitgym.export.manifest import Manifest, Network, Rules
 from splitgym.export.recording import Answer, network_golden
-from splitgym.learn.inference import NumpyNetwork, choose
+from splitgym.learn.inference import NumpyNetwork
 from splitgym.learn.learned import DecisionMode, heads_of, load_policy
 from splitgym.learn.run_folder import RunFolder
 from splitgym.policies import make_policy

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
-BoolArray = npt.NDArray[np.bool_]
 Weights = Mapping[str, FloatArray]
 
 CONTEXT_KEYS = ("request", "cluster", "decision_kind")
@@ -75,21 +74,3 @@ class NumpyNetwork:
 
 def _relu(values: FloatArray) -> FloatArray:
     return np.maximum(values, np.float32(0))
-
-
-def choose(scores: FloatArray, mask: BoolArray, uniform: float | None) -> int:
-    """The permitted choice of the best score, or, given a uniform number, one drawn from the scores' softmax.
-
-    Args:
-        scores: (n,).
-        mask: (n,) what is permitted; if nothing is, 0.
-        uniform: in [0, 1), or ``None`` for the best.
-    """
-    permitted = np.flatnonzero(mask)
-    if len(permitted) == 0:
-        return 0
-    scores = scores[permitted]
-    if uniform is None:
-        return int(permitted[scores.argmax()])
-    odds = np.exp((scores - scores.max()).astype(np.float64)).cumsum()
-    return int(permitted[min(int(odds.searchsorted(uniform * odds[-1], side="right")), len(permitted) - 1)])

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from splitgym.envs.actions import Actions, make_actions
 from splitgym.envs.observations import Observer
 from splitgym.errors import SplitgymError
-from splitgym.learn.inference import NumpyNetwork, Weights, choose
+from splitgym.export.actions import choose
+from splitgym.learn.inference import NumpyNetwork, Weights
 from splitgym.learn.role_changes import after_role_changes
 from splitgym.learn.run_folder import RunConfig, RunFolder
 from splitgym.policies import Policy, make_policy

@@ -20,7 +20,6 @@ from splitgym.envs.observations import Observer
 from splitgym.errors import SplitgymError
 from splitgym.export import Bundle, actions, bundle_policy, observation
 from splitgym.export.policy import hardware_of
-from splitgym.learn import inference
 from splitgym.machines import cached_profile
 from splitgym.policies import make_policy
 from splitgym.sim.cluster import Cluster
@@ -98,15 +97,6 @@ def test_masks_and_decisions_are_as_in_training(form: int, count: int, more: int
     suggested = Decision(0, count - 1)
     decision = decoder.decision(choice, seen, suggested, hardware)
     assert decision == meant.decision(np.array(choice), seen, suggested)
-
-
-@settings(max_examples=200, deadline=None)
-@given(seed=st.integers(0, 10**6), size=st.integers(1, 30), uniform=st.floats(0, 1, exclude_max=True))
-def test_choices_are_as_in_training(seed: int, size: int, uniform: float) -> None:
-    rng = np.random.default_rng(seed)
-    scores, mask = rng.normal(0, 3, size).astype(np.float32), rng.random(size) < 0.7
-    for draw in (None, uniform):
-        assert actions.choose(scores, mask, draw) == inference.choose(scores, mask, draw)
 
 
 def test_samples_follow_the_softmax() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from splitgym.learn.inference import NumpyNetwork, choose
+from splitgym.export.actions import choose
+from splitgym.learn.inference import NumpyNetwork
 from splitgym.learn.network import Shape, make_network
 
 MACHINE_FEATURES, CONTEXT = 7, (4, 5, 3)
