@@ -33,7 +33,7 @@ def draw_scaling(found: Mapping[str, Any], path: Path, *, usual: int) -> None:
     ):
         asked: dict[str, Any] = {"kind": kind, "num_envs": num_envs}
         line(decided, "decisions", x, "decisions_per_s", f"{kind}, {num_envs}", color, style, **asked)
-    for network, color in zip(("mlp", "equivariant"), (BLUE, VERMILLION), strict=True):
+    for network, color in {"mlp": BLUE, "equivariant": VERMILLION}.items():
         for y, style, environment in (("steps_per_s", "-", ""), ("free_steps_per_s", ":", ", free environment")):
             asked = {"network": network, "algorithm": "maskable-ppo"}
             line(trained, "training", x, y, network + environment, color, style, **asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,11 @@ from splitgym.export.golden import Golden
 from splitgym.export.heuristics import policy_of, replay
 from splitgym.export.manifest import Manifest
 from splitgym.export.runtime import Bundle
-from splitgym.learn.role_changes import after_role_changes
 from splitgym.policies import Policy
+from splitgym.policies.role_changes import decide_beside
 from splitgym.randomness import Streams, hashed_uniform
 from splitgym.sim.cluster import Cluster
-from splitgym.view import TICK, ClusterView, Decision
+from splitgym.view import ClusterView, Decision
 
 
 class BundlePolicy:
@@ -50,7 +49,6 @@ class BundlePolicy:
         """
         self.bundle.manifest.check_size(cluster.num_machines)
         self._hardware = hardware_of(cluster)
-        self._no_roles: npt.NDArray[np.bool_] = np.zeros((cluster.num_machines, 3), np.bool_)
         self._key = Streams(seed).key("learned-policy")
         self._count = 0
         if self._other is not None:
@@ -59,21 +57,7 @@ class BundlePolicy:
     def decide(self, view: ClusterView) -> Decision:
         """The network's decision, or the other policy's."""
         self.propensity = None
-        other = self._other
-        if other is None:
-            return self._ask(view, Decision())
-        if self._decides == "repurposing":
-            if view.kind == TICK:
-                return self._ask(view, Decision())
-            decision = other.decide(dataclasses.replace(view, role_mask=self._no_roles))
-            return dataclasses.replace(decision, role_changes=())
-        suggested = other.decide(view)
-        if view.kind == TICK:
-            return suggested
-        changes = suggested.role_changes
-        if changes:
-            view = after_role_changes(view, changes)
-        return dataclasses.replace(self._ask(view, suggested), role_changes=changes)
+        return decide_beside(self._other, self._decides, view, self._ask)
 
     def _ask(self, view: ClusterView, suggested: Decision) -> Decision:
         draws = [hashed_uniform(self._key, head, self._count) for head in range(self.bundle.num_draws)]

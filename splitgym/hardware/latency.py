@@ -29,10 +29,13 @@ _CROWDED, _CROWDED_FROM, _NUM_DECODE_POINTS, _NUM_BATCH_POINTS = range(7, 11)
 _DECODE_POINTS = 11
 _BATCH_POINTS = _DECODE_POINTS + 3 * MAX_POINTS  # places, seconds, slope of the segment that ends at each point
 
-_DECODE_TABLE = _BATCH_POINTS + 3 * MAX_POINTS  # H_d and H_p of small numbers, to be looked up
-_BATCH_TABLE = _DECODE_TABLE + 1024
+TABULATED_DECODES, TABULATED_TOKENS = 1024, 4096
+"""So many values of H_d and H_p, from 0 on, are looked up: usual batches are smaller. 41 kB a law."""
 
-LAW_SIZE = _BATCH_TABLE + 4096
+_DECODE_TABLE = _BATCH_POINTS + 3 * MAX_POINTS
+_BATCH_TABLE = _DECODE_TABLE + TABULATED_DECODES
+
+LAW_SIZE = _BATCH_TABLE + TABULATED_TOKENS
 """Length of a packed law."""
 
 
@@ -189,14 +192,14 @@ def _fill_tables(law_row: FloatArray) -> None:
 
 @lean_njit
 def _decodes_s(law_row: FloatArray, decodes: int) -> float:
-    if 0 <= decodes < _BATCH_TABLE - _DECODE_TABLE:
+    if 0 <= decodes < TABULATED_DECODES:
         return float(law_row[_DECODE_TABLE + decodes])
     return _points_s(law_row, _DECODE_POINTS, int(law_row[_NUM_DECODE_POINTS]), float(decodes))
 
 
 @lean_njit
 def _batch_s(law_row: FloatArray, tokens: int) -> float:
-    if 0 <= tokens < LAW_SIZE - _BATCH_TABLE:
+    if 0 <= tokens < TABULATED_TOKENS:
         return float(law_row[_BATCH_TABLE + tokens])
     return _points_s(law_row, _BATCH_POINTS, int(law_row[_NUM_BATCH_POINTS]), float(tokens))
 

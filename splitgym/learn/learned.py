@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from splitgym.envs.actions import Actions, make_actions
 from splitgym.envs.observations import Observer
 from splitgym.errors import SplitgymError
 from splitgym.export.actions import choose
 from splitgym.learn.inference import NumpyNetwork, Weights
-from splitgym.learn.role_changes import after_role_changes
 from splitgym.learn.run_folder import RunConfig, RunFolder
 from splitgym.policies import Policy, make_policy
+from splitgym.policies.role_changes import decide_beside
 from splitgym.randomness import Streams, hashed_uniform
 from splitgym.sim.cluster import Cluster
-from splitgym.view import TICK, ClusterView, Decision
+from splitgym.view import ClusterView, Decision
 
 if TYPE_CHECKING:
     import gymnasium
@@ -82,7 +81,6 @@ class LearnedPolicy:
             config.kind, cluster, rows, heads, config.environment.get("action", "machine")
         )
         self._observer = Observer(count, rows)
-        self._no_roles: npt.NDArray[np.bool_] = np.zeros((count, 3), np.bool_)
         self._key = Streams(seed).key("learned-policy")
         self._count = 0
         if self._other is not None:
@@ -90,21 +88,7 @@ class LearnedPolicy:
 
     def decide(self, view: ClusterView) -> Decision:
         """The network's decision, or the other policy's."""
-        kind, other = self._config.kind, self._other
-        if kind == "joint" or other is None:
-            return self._choose(view, Decision())
-        if kind == "repurposing":
-            if view.kind == TICK:
-                return self._choose(view, Decision())
-            decision = other.decide(dataclasses.replace(view, role_mask=self._no_roles))
-            return dataclasses.replace(decision, role_changes=())
-        suggested = other.decide(view)
-        if view.kind == TICK:
-            return suggested
-        changes = suggested.role_changes
-        if changes:
-            view = after_role_changes(view, changes)
-        return dataclasses.replace(self._choose(view, suggested), role_changes=changes)
+        return decide_beside(self._other, self._config.kind, view, self._choose)
 
     def _choose(self, view: ClusterView, suggested: Decision) -> Decision:
         assert self._observer is not None, "call reset() first"

@@ -70,10 +70,6 @@ class Transfer:
         """Whether transfers share the links at both ends."""
         return self.network == "shared"
 
-    def overhead_of_s(self, prompt_tokens: int) -> float:
-        """What sending that much takes beside its bytes."""
-        return self.overhead_s + self.overhead_per_block_s * (-(-prompt_tokens // KV_BLOCK_TOKENS))
-
 
 @dataclass(frozen=True)
 class Slo:

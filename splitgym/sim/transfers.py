@@ -48,7 +48,8 @@ def send(world: World, request: int, start_s: float) -> None:
         hidden_bytes = bytes_per_s * iteration_duration_s * (layers - 1) / layers
         visible_bytes = max(size_bytes / layers, size_bytes - hidden_bytes)
     world.log("transfer_start", source.index, request)
-    overhead_s = world.cluster.transfer.overhead_of_s(world.prompt_tokens[request])
+    transfer = world.cluster.transfer
+    overhead_s = b.overhead_of_s(transfer.overhead_s, transfer.overhead_per_block_s, world.prompt_tokens[request])
 
     def arrive() -> None:
         end_transfer(world, request, source, destination, start_s)
@@ -57,7 +58,7 @@ def send(world: World, request: int, start_s: float) -> None:
         world.network.begin(request, source.index, destination.index, visible_bytes, arrive)
 
     key = TRANSFER_END, destination.index, request
-    if not world.cluster.transfer.is_shared:
+    if not transfer.is_shared:
         world.clock.call(arrive, start_s + (overhead_s + visible_bytes / bytes_per_s), *key)
     elif overhead_s > 0:
         world.clock.call(begin, start_s + overhead_s, *key)

@@ -13,9 +13,9 @@ import pytest
 from splitgym.cards import load_card
 from splitgym.errors import SplitgymError
 from splitgym.learn import NO_EVALUATION, PpoSettings, load, load_policy, train
-from splitgym.learn.role_changes import after_role_changes
 from splitgym.metrics import scorecard
 from splitgym.policies import make_policy
+from splitgym.policies.role_changes import after_role_changes
 from splitgym.sim.reference import ReferenceEngine
 from splitgym.sim.run import run, start
 from splitgym.view import ARRIVAL, MIXED, PROMPT, TICK, TOKEN

@@ -1,21 +1,49 @@
-"""What a view looks like once role changes are made, without an engine to ask."""
+"""A network beside another policy: what each decides, and the view once role changes are made, without an engine."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from splitgym.features import CLUSTER_COLUMN, MACHINE_COLUMN
+from splitgym.policies.base import Policy
 from splitgym.sim.books import LIFECYCLE, NUM_COLUMNS, ROLE, fill_masks
-from splitgym.view import DRAINING, MIXED, PROMPT, READY, TOKEN, ClusterView
+from splitgym.view import DRAINING, MIXED, PROMPT, READY, TICK, TOKEN, ClusterView, Decision
 
 _ROLE, _LIFECYCLE = MACHINE_COLUMN["role_prompt"], MACHINE_COLUMN["ready"]
 _PENDING, _KV_HELD = MACHINE_COLUMN["pending_prompts"], MACHINE_COLUMN["kv_held_tokens"]
 _DECODES, _COMING = MACHINE_COLUMN["decodes"], MACHINE_COLUMN["coming_decodes"]
 _COUNTS = CLUSTER_COLUMN["prompt_machines"]
+
+
+def decide_beside(
+    other: Policy | None, decides: str, view: ClusterView, ask: Callable[[ClusterView, Decision], Decision]
+) -> Decision:
+    """The decision of a network that ``decides`` machines (``routing``), roles (``repurposing``) or all (``joint``).
+
+    Args:
+        other: who decides the rest; ``None`` where there is none.
+        decides: the network's kind.
+        view: what is known.
+        ask: the network, which is told what ``other`` suggests.
+    """
+    if other is None or decides == "joint":
+        return ask(view, Decision())
+    if decides == "repurposing":
+        if view.kind == TICK:
+            return ask(view, Decision())
+        decision = other.decide(dataclasses.replace(view, role_mask=np.zeros_like(view.role_mask)))
+        return dataclasses.replace(decision, role_changes=())
+    suggested = other.decide(view)
+    if view.kind == TICK:
+        return suggested
+    changes = suggested.role_changes
+    if changes:
+        view = after_role_changes(view, changes)
+    return dataclasses.replace(ask(view, suggested), role_changes=changes)
 
 
 def after_role_changes(view: ClusterView, changes: Sequence[tuple[int, int]]) -> ClusterView:
