@@ -56,6 +56,7 @@ SPLITS = {5: (3, 2), 40: (25, 15), 320: (200, 120), 1000: (625, 375)}  # machine
 USUAL = 40  # machines
 KINDS = ("routing", "repurposing", "joint")
 ALGORITHMS, NETWORKS = ("ppo", "maskable-ppo"), ("mlp", "equivariant")
+LINK_SHARES = (1.0, 0.01)  # of the links' bandwidth: their own; so little that the network is overloaded
 TRAINED = 64  # environments
 EVENTS = ("arrival", "iteration_end", "transfer_end", "ready")  # lines of the log that are events of the clock
 
@@ -101,13 +102,50 @@ def simulation(machines: int, requests: int, reference_requests: int, repeats: i
     return figures | {"workload": workload}
 
 
+def network(machines: int, requests: int, link_share: float, repeats: int) -> Figures:
+    """What the network `shared` costs beside the ideal one, in time per request and per event of the clock.
+
+    With a hundredth of their links' bandwidth the machines are held up by the network: hundreds of caches are on their
+    way at once, decodes trickle in, and a request takes seven times as many iterations.
+    """
+    card = load_card(CARD)
+    cluster = card.build_cluster(machine_groups(machines))
+    own = cluster.machines[0].profile
+    slowed = replace(own, link_bytes_per_s=link_share * own.link_bytes_per_s)  # all machines are alike
+    cluster = replace(cluster, machines=tuple(replace(machine, profile=slowed) for machine in cluster.machines))
+    everything, _ = offered(card, machines, requests)
+    scenarios = {
+        name: Scenario(replace(cluster, transfer=replace(cluster.transfer, network=name)), everything)
+        for name in ("ideal", "shared")
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in scenarios}
+    for _ in range(1 + repeats):  # the first is the warm-up
+        for name, scenario in scenarios.items():
+            began_s = time.process_time()
+            run(scenario, make_policy(POLICY))
+            seconds[name].append(time.process_time() - began_s)
+    counted = {name: clock_events(scenario) for name, scenario in scenarios.items()}
+    ideal_s, shared_s = (statistics.median(seconds[name][1:]) for name in scenarios)
+    ratio = shared_s / ideal_s
+    return {
+        "shared_requests_per_s": requests / shared_s,
+        "shared_time_per_request": ratio,
+        "shared_time_per_event": ratio * counted["ideal"] / counted["shared"],
+    }
+
+
 def events(machines: int, requests: int) -> Figures:
     """Events of the simulation's clock for each request: arrivals, ends of iterations and transfers."""
     card = load_card(CARD)
     scenario = Scenario(card.build_cluster(machine_groups(machines)), offered(card, machines, requests)[0])
+    return {"events_per_request": clock_events(scenario) / requests}
+
+
+def clock_events(scenario: Scenario) -> int:
+    """How many events of the simulation's clock a run has."""
     recorder = run(scenario, make_policy(POLICY), record=True).recorder
     assert recorder is not None
-    return {"events_per_request": sum(event.kind in EVENTS for event in recorder.events) / requests}
+    return sum(event.kind in EVENTS for event in recorder.events)
 
 
 def offered(card: Card, machines: int, count: int) -> tuple[Requests, str]:
@@ -291,6 +329,11 @@ def measure_all() -> Figures:
             for n in (10_000, 100_000, 1_000_000)
         ],
         "events": [measured(events, machines=m, requests=100_000) for m in SPLITS],
+        "network": [
+            measured(network, machines=m, requests=20_000, link_share=share, repeats=5)
+            for m in SPLITS
+            for share in LINK_SHARES
+        ],
         "decisions": [
             measured(decisions, kind=kind, num_envs=count, machines=m, repeats=5, seconds=2.0)
             for m in SPLITS
@@ -316,6 +359,7 @@ def measure_some() -> Figures:
             measured(simulation, **here | {"machines": 1000}, requests=100_000, reference_requests=0, repeats=3),
         ],
         "events": [measured(events, **here, requests=100_000)],
+        "network": [measured(network, **here, requests=20_000, link_share=share, repeats=3) for share in LINK_SHARES],
         "decisions": [measured(decisions, **here, kind="routing", num_envs=64, repeats=3, seconds=1.0)],
         "training": [
             measured(training, **here, algorithm=algorithm, network=network, num_steps=8, repeats=3)
@@ -351,6 +395,7 @@ def headline(found: Figures) -> Figures:
         return next(row for row in found[measurement] if asked.items() <= row.items())
 
     decided = of("decisions", kind="routing", num_envs=64, machines=USUAL)
+    own_links, slow_links = (of("network", machines=USUAL, link_share=share) for share in LINK_SHARES)
     usual, large = (of("simulation", machines=machines, requests=100_000) for machines in (USUAL, 1000))
     return {
         "requests_per_s": usual["requests_per_s"],
@@ -360,6 +405,9 @@ def headline(found: Figures) -> Figures:
         "events_per_s": usual["requests_per_s"] * of("events", machines=USUAL)["events_per_request"],
         "requests_per_s_1000_machines": large["requests_per_s"],
         "share_at_1000_machines": large["requests_per_s"] / usual["requests_per_s"],
+        "shared_time_per_request": own_links["shared_time_per_request"],
+        "shared_requests_per_s_overloaded": slow_links["shared_requests_per_s"],
+        "shared_time_per_event_overloaded": slow_links["shared_time_per_event"],
         "peak_rss_mb_million_requests": of("simulation", machines=USUAL, requests=1_000_000)["peak_rss_mb"],
         "decisions_per_s_vector_64": decided["decisions_per_s"],
         "decisions_with_resets_per_s_vector_64": decided["decisions_with_resets_per_s"],

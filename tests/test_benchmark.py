@@ -89,6 +89,15 @@ def test_events_of_the_clock(benchmark: ModuleType) -> None:
     assert 4 < benchmark.events(machines=5, requests=300)["events_per_request"] < 50
 
 
+def test_the_shared_network_beside_the_ideal_one(benchmark: ModuleType) -> None:
+    usual, slow = (
+        benchmark.network(machines=5, requests=300, link_share=share, repeats=1) for share in benchmark.LINK_SHARES
+    )
+    # links of their own bandwidth are hardly used: the same events; a hundredth makes for far more iterations
+    assert usual["shared_time_per_event"] == pytest.approx(usual["shared_time_per_request"], rel=0.02)
+    assert slow["shared_time_per_event"] < 0.9 * slow["shared_time_per_request"]
+
+
 @pytest.mark.parametrize("kind", ["routing", "repurposing", "joint"])
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_decisions(benchmark: ModuleType, kind: str, num_envs: int) -> None:
@@ -124,6 +133,11 @@ def test_headline_and_picture(benchmark: ModuleType, monkeypatch: pytest.MonkeyP
         found = {
             "simulation": {"requests_per_s": 4e5, "reference_requests_per_s": 1e4, "ratio_to_reference": 40.0},
             "events": {"events_per_request": 8.0},
+            "network": {
+                "shared_requests_per_s": 1e5,
+                "shared_time_per_request": 1.1,
+                "shared_time_per_event": 0.7,
+            },
             "decisions": {"decisions_per_s": 3e5, "decisions_with_resets_per_s": 2e5},
             "training": {"steps_per_s": 900.0, "free_steps_per_s": 1000.0, "share_of_free": 0.9},
         }[measurement.__name__]

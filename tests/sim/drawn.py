@@ -98,6 +98,8 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
     roles = draw(st.sampled_from(["m", "pt", "ptm", "ppttm", "pppttt", "ppppmmtttt"]))
     names = draw(st.sampled_from([["h100-80gb"], ["h100-80gb", "a100-80gb"]]))
     profiles = [load_profile("llama2-70b", name) for name in names]
+    share = draw(st.sampled_from([1.0, 1.0, 0.01]))  # of their links
+    profiles = [dataclasses.replace(own, link_bytes_per_s=share * own.link_bytes_per_s) for own in profiles]
     capacity = draw(st.sampled_from([None, None, 3_000, 20_000]))
     if capacity is not None:
         profiles = [dataclasses.replace(profile, kv_capacity_override_tokens=capacity) for profile in profiles]

@@ -6,8 +6,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from splitgym.sim.clock import ARRIVAL, Clock
 from splitgym.sim.cluster import Cluster, Machine, Scenario, Transfer
+from splitgym.sim.network import SharedNetwork
 from splitgym.sim.run import run
 from splitgym.view import ClusterView, Decision
 from splitgym.workload import Requests
@@ -72,3 +76,60 @@ def test_overheads_come_before_the_link(engine: str) -> None:
     for network in ("ideal", "shared"):
         taken = transfers_s(engine, "pt", [(0, 1)], [0.0], Transfer("serialized", 0.25, 0.01, network))
         assert taken == pytest.approx([1.0 + overhead_s], abs=0.5 / tokens + 1e-6)
+
+
+TRANSFERS = st.lists(
+    st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(3, 5), st.sampled_from([0, 1, 2, 2.5, 7])),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(TRANSFERS, st.lists(st.sampled_from([1.0, 1.0, 0.5, 3.0]), min_size=6, max_size=6))
+def test_against_flows_followed_one_by_one(
+    transfers: list[tuple[int, int, int, float]], link_bytes_per_s: list[float]
+) -> None:
+    """(start, sender, receiver, bytes): their ends are those of a network that recomputes every rate at every event."""
+    transfers.sort()
+    clock, end_s = Clock(), [np.nan] * len(transfers)
+    network = SharedNetwork(clock, link_bytes_per_s)
+
+    def begin(number: int) -> None:
+        def arrive() -> None:
+            end_s[number] = clock.now
+
+        _, source, destination, size_bytes = transfers[number]
+        network.begin(number, source, destination, size_bytes, arrive)
+
+    for number, transfer in enumerate(transfers):
+        clock.at(transfer[0], ARRIVAL, request=number).callbacks.append(lambda _, number=number: begin(number))
+    clock.run()
+    # equal rates are summed in other steps: roundings of 1e-16, some hundred of them
+    assert end_s == pytest.approx(followed(transfers, link_bytes_per_s), rel=1e-12)
+
+
+def followed(transfers: list[tuple[int, int, int, float]], link_bytes_per_s: list[float]) -> list[float]:
+    """When each transfer ends."""
+    end_s, left, now_s = [np.nan] * len(transfers), dict[int, float](), 0.0
+    starts = [(transfer[0], number) for number, transfer in enumerate(transfers)]
+    while starts or left:
+        ends = [transfers[number][1:3] for number in left]
+        rates = {
+            number: min(
+                link_bytes_per_s[machine] / sum(end[side] == machine for end in ends)
+                for side, machine in enumerate(transfers[number][1:3])
+            )
+            for number in left
+        }
+        due_s = min((now_s + left[number] / rate for number, rate in rates.items()), default=np.inf)
+        next_s = min(due_s, starts[0][0]) if starts else due_s
+        for number, rate in rates.items():
+            left[number] -= rate * (next_s - now_s)
+        now_s = next_s
+        for number in [number for number, left_bytes in left.items() if left_bytes <= 1e-9]:
+            end_s[number] = now_s
+            del left[number]
+        if starts and starts[0][0] == now_s:
+            _, number = starts.pop(0)
+            left[number] = transfers[number][3]
+    return end_s

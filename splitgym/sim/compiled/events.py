@@ -1,4 +1,4 @@
-"""What happens next: binary heaps over arrays of TIMED records, and a tournament of the machines' iterations.
+"""What happens next: binary heaps over arrays of TIMED records, and tournaments of the machines.
 
 Keys of events are the contract's (kind, machine, request).
 """
@@ -6,7 +6,7 @@ Keys of events are the contract's (kind, machine, request).
 from __future__ import annotations
 
 from splitgym.jit import lean_njit
-from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, MACHINE_START
+from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, MACHINE_START, TRANSFER_END
 from splitgym.sim.compiled.state import Records, State
 
 
@@ -76,22 +76,6 @@ def pop(heap: Records, count: int) -> None:
 
 
 @lean_njit
-def cancel(s: State, kind: int, machine: int, request: int) -> None:
-    """What is planned is not to happen."""
-    run, heap, key = s.run[0], s.events, event_key(kind, machine, request)
-    place = 0
-    while heap[place].key != key:
-        place += 1
-    if place < run.events - 1:
-        while place > 0:  # to the top, from where it is taken
-            parent = (place - 1) >> 1
-            heap[place].time_s, heap[place].key = heap[parent].time_s, heap[parent].key
-            place = parent
-        pop(heap, run.events)
-    run.events -= 1
-
-
-@lean_njit
 def plan(s: State, time_s: float, kind: int, machine: int, request: int) -> None:
     """An event is to happen at ``time_s``."""
     run = s.run[0]
@@ -118,11 +102,16 @@ def make_runnable(s: State, m: int) -> None:
 
 @lean_njit
 def plan_iteration_end(s: State, m: int, time_s: float) -> None:
-    """The iteration of a machine is to end at ``time_s``; NEVER_S: there is none.
+    """The iteration of a machine is to end at ``time_s``; NEVER_S: there is none."""
+    set_time(s.iterations, m, time_s)
 
-    A node of the tournament holds the earlier of the two below it, of equals the lower machine; node 1 the first.
+
+@lean_njit
+def set_time(ends: Records, m: int, time_s: float) -> None:
+    """Set a machine's time in a tournament.
+
+    A node holds the earlier of the two below it, of equals the lower machine; node 1 the first.
     """
-    ends = s.iterations
     node = (len(ends) >> 1) + m
     ends[node].time_s = time_s
     while node > 1:
@@ -142,6 +131,10 @@ def next_event(s: State) -> tuple[float, int]:
         event = s.events[0]
         if event.time_s < time_s:
             time_s, kind = event.time_s, key_kind(event.key)
+    if run.is_shared:
+        end_s = s.flow_ends[1].time_s
+        if end_s < time_s or (end_s == time_s and kind > TRANSFER_END):
+            time_s, kind = end_s, TRANSFER_END
     if run.next_arrival_s < time_s or (run.next_arrival_s == time_s and kind > ARRIVAL):
         time_s, kind = run.next_arrival_s, ARRIVAL
     if run.next_tick_s < time_s or (run.next_tick_s == time_s and kind > CONTROL_TICK):

@@ -23,7 +23,6 @@ from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
 from splitgym.sim.compiled.events import (
     key_machine,
-    key_request,
     make_runnable,
     next_event,
     plan_iteration_end,
@@ -33,7 +32,7 @@ from splitgym.sim.compiled.iterations import need_here
 from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN, Kernel, function_at
 from splitgym.sim.compiled.machine import end_iteration, start_machine
 from splitgym.sim.compiled.memory import end_transfer
-from splitgym.sim.compiled.network import end_flow
+from splitgym.sim.compiled.network import end_next
 from splitgym.sim.compiled.notes import changed_since, note_change
 from splitgym.sim.compiled.roles import change_role, end_switch, settle
 from splitgym.sim.compiled.slots import desk_at, state_at
@@ -68,15 +67,15 @@ def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
         arrive(s, desk)
     elif kind == CONTROL_TICK:
         tick(s)
+    elif kind == TRANSFER_END:
+        r = end_next(s)
+        if r >= 0:
+            end_transfer(s, r)
     else:
         key = s.events[0].key
         pop(s.events, run.events)
         run.events -= 1
-        if kind == TRANSFER_END:
-            if not run.is_shared or end_flow(s, key_request(key)):
-                end_transfer(s, key_request(key))
-        else:
-            end_switch(s, key_machine(key))
+        end_switch(s, key_machine(key))
     if run.may_settle:
         settle(s)
 

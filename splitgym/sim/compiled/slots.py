@@ -9,7 +9,7 @@ from numba import carray, types  # type: ignore[attr-defined]
 from splitgym.jit import njit
 from splitgym.sim.books import BookArrays
 from splitgym.sim.compiled.pointers import addresses, callable_at, pointer_at
-from splitgym.sim.compiled.state import FLOW, LINE, MACHINE, REQUEST, RUN, TIMED, State
+from splitgym.sim.compiled.state import FLOW, LINE, MACHINE, PAIR, REQUEST, RUN, TIMED, State
 
 IntArray = npt.NDArray[np.int64]
 
@@ -54,6 +54,8 @@ def state_at(a: IntArray) -> State:
         blocked=carray(pointer_at(a[14, 0]), (a[14, 1], a[14, 2]), _BOOL),
         log=carray(pointer_at(a[15, 0]), (a[15, 1],), LINE),
         residues=carray(pointer_at(a[16, 0]), (a[16, 1], a[16, 2]), _INT),
+        pairs=carray(pointer_at(a[17, 0]), (a[17, 1],), PAIR),
+        flow_ends=carray(pointer_at(a[18, 0]), (a[18, 1],), TIMED),
     )
 
 

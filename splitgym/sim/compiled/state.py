@@ -73,6 +73,9 @@ MACHINE = np.dtype(
         ("outgoing", "i8"),  # caches kept here until they are sent
         ("sent", "i4"),  # of `State.flows`
         ("received", "i4"),
+        ("first_sent", "i4"),  # of `State.pairs`
+        ("first_received", "i4"),
+        ("first_to_end", "i4"),  # of those that it receives
         ("queue_first", "i4"),  # prompts waiting
         ("queue_last", "i4"),
         ("queued", "i4"),
@@ -135,7 +138,7 @@ RUN = np.dtype(
         ("is_shared", "?"),  # the network
         ("overhead_s", "f8"),
         ("overhead_per_block_s", "f8"),
-        ("flows", "i8"),
+        ("first_free_pair", "i8"),
         ("kv_bytes_per_token", "i8"),
         ("layers", "i8"),
         ("switch_s", "f8"),
@@ -187,15 +190,28 @@ RUN = np.dtype(
 
 FLOW = np.dtype(
     [
-        ("request", "i8"),
-        ("is_on_link", "?"),  # its overhead is over
-        ("left_bytes", "f8"),
-        ("since_s", "f8"),  # when that much was left
-        ("bytes_per_s", "f8"),
+        ("goal_bytes", "f8"),  # it ends when its pair has sent so much; before it is on the link, its own bytes
+        ("next", "i4"),  # of its pair, to end after it
     ],
     align=True,
 )
 """A transfer on its way over a shared network."""
+
+PAIR = np.dtype(
+    [
+        ("source", "i4"),
+        ("destination", "i4"),
+        ("since_s", "f8"),
+        ("sent_bytes", "f8"),  # by then, of a transfer that began with the pair
+        ("bytes_per_s", "f8"),
+        ("first", "i4"),  # transfer to end
+        ("end_s", "f8"),  # its end
+        ("next_sent", "i4"),  # by the same machine, or the next free record
+        ("next_received", "i4"),
+    ],
+    align=True,
+)
+"""Two machines with transfers from one to the other, all at the same rate."""
 
 TIMED = np.dtype([("time_s", "f8"), ("key", "i8")], align=True)
 """An entry of a heap: what comes first has the least time, then the least key."""
@@ -232,7 +248,7 @@ class State(NamedTuple):
     run: Records  # (1,) RUN
     iterations: Records  # TIMED, a tournament of the ends of iterations, of as many machines as a power of two
     events: Records  # TIMED, a heap: ends of transfers and role changes to come
-    flows: Records  # FLOW, in order of requests, where the network is shared
+    flows: Records  # (num_requests,) FLOW, where the network is shared
     starts: Records  # TIMED, a heap: machines that form a batch once everything else of this instant has happened
     deadlines: Records  # TIMED, a heap, then those that are not in it yet
     ends: Records  # TIMED, stretches for the machines' decodes: (decode clock, request) of the ends of token phases
@@ -240,13 +256,18 @@ class State(NamedTuple):
     blocked: BoolArray  # (num_machines, num_machines): [d, m] where the next prompt of m waits for room at d
     log: Records  # LINE, nothing where the run is not recorded
     residues: IntArray  # (num_machines, blocks' tokens): decodes by when they need a block (`decoding.residue`), `vllm`
+    pairs: Records  # PAIR, where the network is shared
+    flow_ends: (
+        Records  # TIMED, a tournament of the first ends of transfers to the machines, where the network is shared
+    )
 
 
 def size_of(scenario: Scenario) -> int:
     """How many bytes a state and its books need, about."""
     per_request = REQUEST.itemsize + 11 * TIMED.itemsize + FLOW.itemsize * scenario.cluster.transfer.is_shared
     per_machine = 2048 + 8 * _most_block_tokens(scenario)
-    return per_request * len(scenario.requests) + per_machine * scenario.cluster.num_machines + 8192
+    pairs = _most_pairs(scenario) * PAIR.itemsize
+    return per_request * len(scenario.requests) + per_machine * scenario.cluster.num_machines + pairs + 8192
 
 
 def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = np.zeros) -> State:
@@ -290,7 +311,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         masked=books.arrays.masked,
         notes=notes,
         run=run,
-        iterations=_iterations(num_machines, zeros),
+        iterations=_tournament(num_machines, zeros),
         events=zeros(num_machines + count + 1, TIMED),
         flows=zeros(count if run["is_shared"][0] else 0, FLOW),
         starts=zeros(num_machines, TIMED),
@@ -300,6 +321,8 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         blocked=zeros((num_machines, num_machines if run["is_layerwise"][0] else 0), np.bool_),
         log=zeros(LOG_CHUNK + 7 * count + 7 * num_machines + 7 if record else 0, LINE),
         residues=zeros((num_machines, _most_block_tokens(scenario)), np.int64),
+        pairs=_pairs(scenario, zeros),
+        flow_ends=_tournament(num_machines, zeros) if run["is_shared"][0] else zeros(0, TIMED),
     )
 
 
@@ -330,6 +353,17 @@ def _most_block_tokens(scenario: Scenario) -> int:
     return max((own.block_size for own in scenario.cluster.vllm), default=0)
 
 
+def _most_pairs(scenario: Scenario) -> int:
+    most = min(len(scenario.requests), scenario.cluster.num_machines**2)
+    return most if scenario.cluster.transfer.is_shared else 0
+
+
+def _pairs(scenario: Scenario, zeros: Zeros) -> Records:
+    pairs = zeros(_most_pairs(scenario), PAIR)
+    pairs["next_sent"] = np.arange(1, 1 + len(pairs))
+    return pairs
+
+
 def _requests(scenario: Scenario, zeros: Zeros) -> Records:
     cluster, given = scenario.cluster, scenario.requests
     baseline = baseline_of(cluster, given)
@@ -350,12 +384,12 @@ def _requests(scenario: Scenario, zeros: Zeros) -> Records:
     return requests
 
 
-def _iterations(num_machines: int, zeros: Zeros) -> Records:
+def _tournament(num_machines: int, zeros: Zeros) -> Records:
     leaves = 1 << (num_machines - 1).bit_length()
-    iterations = zeros(2 * leaves, TIMED)
-    iterations["time_s"] = NEVER_S
-    iterations["key"][leaves:] = np.arange(leaves)
-    return iterations
+    ends = zeros(2 * leaves, TIMED)
+    ends["time_s"] = NEVER_S
+    ends["key"][leaves:] = np.arange(leaves)
+    return ends
 
 
 def _machines(scenario: Scenario, zeros: Zeros) -> Records:
@@ -371,6 +405,6 @@ def _machines(scenario: Scenario, zeros: Zeros) -> Records:
     machines["decode_power_w"] = [profile.decode_power_w - profile.idle_power_w for profile in profiles]
     machines["is_idle"] = True
     chains = ("queue_first", "queue_last", "inbox_first", "inbox_last", "joining_first", "joining_last", "batch_first")
-    for name in (*chains, "fresh_first", "next_draining", "unfinished"):
+    for name in (*chains, "fresh_first", "next_draining", "unfinished", "first_sent", "first_received"):
         machines[name] = -1
     return machines
