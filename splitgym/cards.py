@@ -116,6 +116,7 @@ class ClusterCard(_Strict):
     transfer: TransferCard = TransferCard()
     switch_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
     frontend_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
+    first_token: Literal["prompt_machine", "token_machine"] = "prompt_machine"
 
     @field_validator("model")
     @classmethod
@@ -157,6 +158,7 @@ class ClusterCard(_Strict):
             transfer=Transfer(**self.transfer.model_dump()),
             switch_s=self.switch_s,
             frontend_s=self.frontend_s,
+            first_token=self.first_token,
         )
 
 

@@ -209,6 +209,11 @@ def test_cards_survive_pickling() -> None:
             " batching: {discipline: vllm}}",
             "cluster: max_num_batched_tokens 2048 is below max_num_seqs 4096; raise it",
         ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], first_token: token_machin}",
+            "cluster.first_token: unknown 'token_machin'; did you mean 'token_machine'?",
+        ),
         ("workload", "{source: syntetic}", "workload.source: unknown 'syntetic'; did you mean 'synthetic'?"),
         (
             "workload",

@@ -63,7 +63,8 @@ class Watched:
     def decodes(self, machine: int, time_s: FloatArray) -> IntArray:
         """(num_times,) how many requests are in their token phase on ``machine``, their KV-caches there."""
         rows = self.rows
-        here = (rows.token_machine == machine) & (rows.output_tokens > 1)
+        is_sent = ~np.isnan(rows.transfer_end_s)
+        here = (rows.token_machine == machine) & ((rows.output_tokens > 1) | is_sent)
         stays = rows.prompt_machine == rows.token_machine
         begin_s = np.where(stays, rows.first_token_s, rows.transfer_end_s)[here]
         begun = np.searchsorted(np.sort(begin_s[~np.isnan(begin_s)]), time_s, side="right")

@@ -27,6 +27,9 @@ class Batching:
     max_preemptions: int = 4
 
 
+FIRST_TOKEN = ("prompt_machine", "token_machine")
+"""Where the first token of a request is made whose cache is sent."""
+
 MAX_BLOCK_SIZE = 1024
 """Most tokens in a block of KV memory."""
 
@@ -99,7 +102,7 @@ class Cluster:
     """Machines of one model, how they batch, transfer and change roles, and what they are measured against.
 
     Raises:
-        ValueError: if discipline `vllm` is asked for where it cannot be had.
+        ValueError: if discipline `vllm` is asked for where it cannot be had, or a setting is none of its kind.
     """
 
     machines: tuple[Machine, ...]
@@ -110,8 +113,11 @@ class Cluster:
     slo: Slo = field(default_factory=Slo)
     switch_s: float = 0.0
     frontend_s: float = 0.0  # what router and HTTP add to TTFT and E2E
+    first_token: str = "prompt_machine"  # one of FIRST_TOKEN
 
     def __post_init__(self) -> None:
+        if self.first_token not in FIRST_TOKEN:
+            raise ValueError(f"first_token {self.first_token!r}; give one of {', '.join(FIRST_TOKEN)}")
         if isinstance(self.batching, VllmBatching):
             if self.transfer.mode == "layerwise":
                 raise ValueError("discipline vllm sends caches serialized; leave transfer.mode layerwise out")

@@ -46,13 +46,17 @@ class Decodes:
     ) -> None:
         """Take in a request that has ``remaining_tokens`` ≥ 1 of its ``whole_tokens`` (prompt, output) to come.
 
-        Its last token was at ``last_token_s``, its largest gap so far is ``tbt_max_s``.
+        Its last token was at ``last_token_s`` (NaN: it has none yet, see `begin`), its largest gap is ``tbt_max_s``.
         """
         ends_at = self._clock + remaining_tokens
         self._members[request] = _Decode(whole_tokens, ends_at, last_token_s, tbt_max_s)
         self._context_tokens += whole_tokens - remaining_tokens
         self._fresh.append(request)
         heappush(self._ends, (ends_at, request))
+
+    def begin(self, request: int, first_token_s: float) -> None:
+        """The iteration that ends at ``first_token_s`` yields the first token of a request that has none."""
+        self._members[request].last_token_s = first_token_s
 
     def remove(self, request: int) -> tuple[int, float, float]:
         """Take it out before its end; returns its remaining tokens, last token's time and largest gap, as for `join`.

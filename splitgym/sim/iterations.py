@@ -12,6 +12,7 @@ from splitgym.hardware.latency import iteration_s
 from splitgym.sim import books as b
 from splitgym.sim.clock import ITERATION_END, MACHINE_START
 from splitgym.sim.cluster import Batching
+from splitgym.sim.first_tokens import await_first_token, starting_among, yield_first_token, yield_first_tokens
 from splitgym.sim.rows import COMPLETED
 from splitgym.sim.transfers import free, receive, send
 from splitgym.sim.world import SimMachine, World
@@ -159,18 +160,22 @@ def end_iteration(world: World, machine: SimMachine, batch: Batch, start_s: floa
 def end_decodes(world: World, machine: SimMachine, batch: Batch, now_s: float) -> None:
     """A token for each decode of the batch; those that are done leave and free their memory."""
     row = machine.row
-    row[b.CONTEXT] += batch.num_decodes
-    row[b.KV_HELD] += batch.num_decodes
-    row[b.REMAINING] -= batch.num_decodes
-    world.ledger.tokens_out += batch.num_decodes
+    starting = starting_among(machine, batch.served)
+    later_tokens = batch.num_decodes - len(starting)
+    row[b.CONTEXT] += later_tokens
+    row[b.KV_HELD] += later_tokens
+    row[b.REMAINING] -= later_tokens
+    world.ledger.tokens_out += later_tokens
     if batch.served is None:
         row[b.TOKEN_WEIGHTED] -= row[b.TOKEN_WEIGHT]
+        yield_first_tokens(world, machine, starting, now_s)
         done = machine.decodes.serve_all(now_s)
     else:
         weight = 0.0  # one by one: from Python 3.12 on, sum() rounds in another way
         for request in batch.served:
-            weight += world.ledger.token_weight[request]
+            weight += world.weight_to_next_token(request)
         row[b.TOKEN_WEIGHTED] -= weight
+        yield_first_tokens(world, machine, starting, now_s)
         done = machine.decodes.serve(set(batch.served), now_s)
     for request, tbt_max_s in done:
         end_decode(world, machine, request, tbt_max_s, now_s)
@@ -181,7 +186,8 @@ def end_decodes(world: World, machine: SimMachine, batch: Batch, now_s: float) -
 def end_decode(world: World, machine: SimMachine, request: int, tbt_max_s: float, now_s: float) -> None:
     """It leaves and frees its memory."""
     row, whole = machine.row, world.whole_tokens[request]
-    world.outcome.tbt_max_s[request] = tbt_max_s
+    if world.output_tokens[request] > 1:
+        world.outcome.tbt_max_s[request] = tbt_max_s
     row[b.DECODES] -= 1
     row[b.RUNNING] -= 1
     row[b.CONTEXT] -= whole
@@ -192,11 +198,11 @@ def end_decode(world: World, machine: SimMachine, request: int, tbt_max_s: float
 
 
 def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) -> None:
-    """The first token is out; the cache stays, is sent, or is dropped where this was the last token."""
-    prompt_tokens, output_tokens = world.prompt_tokens[request], world.output_tokens[request]
-    world.outcome.first_token_s[request] = now_s
-    world.log("first_token", machine.index, request)
-    world.ledger.on_first_token(request, now_s)
+    """The prompt phase is over; the cache stays, is sent, or is dropped where no token is to come."""
+    prompt_tokens = world.prompt_tokens[request]
+    is_answered_late = world.is_answered_late(request)
+    if not is_answered_late:
+        yield_first_token(world, machine, request, now_s)
     row = machine.row
     row[b.RUNNING] -= 1
     work_s = world.prompt_work_s[request]
@@ -210,7 +216,7 @@ def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) ->
     token = world.machines[world.outcome.token_machine[request]]
     token.row[b.COMING] -= 1
     token.row[b.COMING_CONTEXT] -= prompt_tokens + 1
-    if output_tokens == 1:
+    if world.output_tokens[request] == 1 and not is_answered_late:
         row[b.KV_HELD] -= prompt_tokens + 1
         if token is not machine:
             row[b.BOOKED_KV] -= prompt_tokens + 1
@@ -254,10 +260,12 @@ def take_in(world: World, machine: SimMachine) -> None:
 
 
 def take_place(world: World, machine: SimMachine, request: int) -> None:
-    """It has all but its first token to come."""
-    machine.row[b.TOKEN_WEIGHT] += world.ledger.token_weight[request]
-    remaining = world.output_tokens[request] - 1
-    machine.decodes.join(request, world.whole_tokens[request], remaining, world.outcome.first_token_s[request])
+    """Its token phase begins."""
+    machine.row[b.TOKEN_WEIGHT] += world.weight_to_next_token(request)
+    whole = world.whole_tokens[request]
+    remaining = whole - world.tokens_at_start(request)
+    machine.decodes.join(request, whole, remaining, world.outcome.first_token_s[request])
+    await_first_token(world, machine, request)
 
 
 SPLITWISE = Discipline(form_batch, start_iteration, end_prompt)

@@ -261,5 +261,7 @@ class ReferenceEngine:
         row[b.REMAINING] += predicted - 1
         row[b.BOOKED_KV] += prompt_tokens + predicted
         row[b.TOKEN_WEIGHTED] += world.ledger.token_weight[request] * (world.output_tokens[request] - 1)
+        if world.is_answered_late(request):
+            row[b.TOKEN_WEIGHTED] += weight
         prompt.queue.append(request)
         world.make_runnable(prompt)

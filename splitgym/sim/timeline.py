@@ -112,9 +112,12 @@ def _transfers(recorder: Recorder) -> list[Entry]:
 
 
 def _counters(rows: RequestRows) -> list[Entry]:
-    """Requests in each phase, and the KV-cache of their prompts, whenever one enters or leaves."""
+    """Requests in each phase, and the KV-cache of their prompts, whenever one enters or leaves.
+
+    A transfer before the first token is part of the wait for it.
+    """
     first_s, finish_s = rows.first_token_s, rows.finish_s
-    sent_s = np.where(np.isnan(rows.transfer_end_s), first_s, rows.transfer_end_s)
+    sent_s = np.where(np.isnan(rows.transfer_end_s), first_s, np.maximum(first_s, rows.transfer_end_s))
     each, prompt_tokens = np.ones(len(rows)), rows.prompt_tokens.astype(np.float64)
     return [
         *_counter("waiting for the first token", rows.arrival_s, first_s, each),

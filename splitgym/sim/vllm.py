@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from splitgym.sim import books as b
+from splitgym.sim.first_tokens import yield_first_token
 from splitgym.sim.iterations import Batch, Discipline, begin, end_decode, end_prompt, take_place
 from splitgym.sim.paging import Paging, Preempted
 from splitgym.sim.transfers import receive
@@ -41,8 +42,8 @@ def take_in(world: World, machine: SimMachine) -> None:
         request = machine.joining.pop(0)
         take_place(world, machine, request)
         paging.admit(request)
-        prompt_tokens = world.prompt_tokens[request]  # the block of the token after them is taken as it grows
-        machine.kv_used_tokens -= paging.in_blocks(prompt_tokens + 1) - paging.in_blocks(prompt_tokens)
+        tokens = world.tokens_at_start(request)  # the last of them comes into the cache as it grows
+        machine.kv_used_tokens -= paging.in_blocks(tokens) - paging.in_blocks(tokens - 1)
         running += 1
 
 
@@ -81,7 +82,10 @@ def preempt_last(world: World, machine: SimMachine) -> None:
         held = machine.decodes.tokens_of(request)
         paging.preempted[request] = Preempted(*machine.decodes.remove(request))
         machine.kv_used_tokens -= paging.in_blocks(held - 1)
-        row[b.TOKEN_WEIGHT] -= world.ledger.token_weight[request]
+        row[b.TOKEN_WEIGHT] -= world.weight_to_next_token(request)
+        if request in machine.starting:
+            machine.starting.remove(request)
+            held += 1  # the books count its first token already
     machine.put_back += request in paging.preempted
     row[b.RUNNING] -= 1
     row[b.WAITING] += 1
@@ -151,14 +155,18 @@ def end_chunk(world: World, machine: SimMachine, request: int, now_s: float) -> 
 
 def end_recomputation(world: World, machine: SimMachine, request: int, preempted: Preempted, now_s: float) -> None:
     """A preempted decode has its cache again, and its next token."""
-    row, weight = machine.row, world.ledger.token_weight[request]
-    row[b.CONTEXT] += 1
-    row[b.REMAINING] -= 1
-    row[b.TOKEN_WEIGHTED] -= weight
-    row[b.TOKEN_WEIGHT] += weight
-    world.ledger.tokens_out += 1
+    row = machine.row
+    row[b.TOKEN_WEIGHTED] -= world.weight_to_next_token(request)
+    row[b.TOKEN_WEIGHT] += world.ledger.token_weight[request]
+    tbt_max_s = preempted.tbt_max_s
+    if math.isnan(world.outcome.first_token_s[request]):
+        yield_first_token(world, machine, request, now_s)
+    else:
+        row[b.CONTEXT] += 1
+        row[b.REMAINING] -= 1
+        world.ledger.tokens_out += 1
+        tbt_max_s = max(tbt_max_s, now_s - preempted.last_token_s)
     remaining_tokens = preempted.remaining_tokens - 1
-    tbt_max_s = max(preempted.tbt_max_s, now_s - preempted.last_token_s)
     if remaining_tokens > 0:
         machine.decodes.join(request, world.whole_tokens[request], remaining_tokens, now_s, tbt_max_s)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ class SimMachine:
     queue: deque[int] = field(default_factory=deque)  # prompts waiting
     decodes: Decodes = field(default_factory=Decodes)
     joining: list[int] = field(default_factory=list)  # decodes that join at the next boundary
+    starting: list[int] = field(default_factory=list)  # decodes here without a first token, in order of arrival
     inbox: deque[int] = field(default_factory=deque)  # caches waiting for room here
     blocked: dict[int, SimMachine] = field(default_factory=dict)  # machines whose next prompt waits for room here
     kv_used_tokens: int = 0
@@ -108,6 +110,7 @@ class World:
         self.ledger = Ledger(cluster, requests)
         self.recorder = Recorder() if record else None
         self.layerwise = cluster.transfer.mode == "layerwise"
+        self.token_machines_answer = cluster.first_token == "token_machine"
         self.arrival_s: list[float] = requests.arrival_s.tolist()
         self.prompt_tokens: list[int] = requests.prompt_tokens.tolist()
         self.output_tokens: list[int] = requests.output_tokens.tolist()
@@ -159,7 +162,21 @@ class World:
     def is_sent(self, request: int) -> bool:
         """Whether its cache goes from one machine to another."""
         outcome = self.outcome
-        return self.output_tokens[request] > 1 and outcome.prompt_machine[request] != outcome.token_machine[request]
+        has_token_phase = self.output_tokens[request] > 1 or self.token_machines_answer
+        return has_token_phase and outcome.prompt_machine[request] != outcome.token_machine[request]
+
+    def is_answered_late(self, request: int) -> bool:
+        """Whether its token machine makes its first token, too."""
+        return self.token_machines_answer and self.is_sent(request)
+
+    def tokens_at_start(self, request: int) -> int:
+        """Prompt and tokens so far when its token phase begins."""
+        return self.prompt_tokens[request] + (0 if self.is_answered_late(request) else 1)
+
+    def weight_to_next_token(self, request: int) -> float:
+        """Its weight in the weighted slowdown until its next token is there."""
+        waits = math.isnan(self.outcome.first_token_s[request])
+        return self.ledger.prompt_weight[request] if waits else self.ledger.token_weight[request]
 
     def need_here(self, machine: SimMachine, request: int) -> int:
         """KV tokens a request takes on its prompt machine: all of it where its token phase follows there."""
@@ -169,7 +186,7 @@ class World:
     def need_to_come(self, machine: SimMachine, request: int) -> int:
         """KV tokens reserved on its token machine before its cache is sent there."""
         paging = machine.paging
-        return self.whole_tokens[request] if paging is None else paging.in_blocks(self.prompt_tokens[request] + 1)
+        return self.whole_tokens[request] if paging is None else paging.in_blocks(self.tokens_at_start(request))
 
     def held_until_sent(self, machine: SimMachine, request: int) -> int:
         """KV tokens its cache takes on its prompt machine until it is sent."""

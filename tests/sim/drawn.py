@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from splitgym.hardware import load_profile, model_spec
 from splitgym.randomness import hashed_uniform
-from splitgym.sim.cluster import Batching, Cluster, Machine, Scenario, Slo, Transfer, VllmBatching
+from splitgym.sim.cluster import FIRST_TOKEN, Batching, Cluster, Machine, Scenario, Slo, Transfer, VllmBatching
 from splitgym.view import TICK, ClusterView, Decision
 from splitgym.workload import Requests
 from tests.sim.build import ROLE, cluster, law
@@ -87,6 +87,7 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
         switch_s=draw(st.sampled_from([0.0, 1.5])),
         link_bytes_per_s=draw(st.sampled_from([1e15, 1e8])),  # a prompt takes no time, or up to 0.7 s
     )
+    tested = dataclasses.replace(tested, first_token=draw(st.sampled_from(FIRST_TOKEN)))
     if discipline == "vllm" or (discipline is None and draw(st.booleans())):
         tested = draw(with_vllm(tested))
     return Scenario(tested, arrivals, tick_s=draw(st.sampled_from([None, 0.7])))
@@ -111,6 +112,7 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
         transfer=Transfer(draw(st.sampled_from(["serialized", "layerwise"])), *draw(OVERHEADS), draw(NETWORKS)),
         slo=Slo(),
         switch_s=draw(st.sampled_from([0.0, 0.3])),
+        first_token=draw(st.sampled_from(FIRST_TOKEN)),
     )
     if draw(st.booleans()):
         tested = draw(with_vllm(tested))

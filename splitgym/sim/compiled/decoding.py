@@ -20,12 +20,12 @@ def whole_tokens(s: State, r: int) -> int:
 
 
 @lean_njit
-def join_decodes(s: State, m: int, r: int) -> None:
-    """Take in a request that has all but its first token to come."""
+def join_decodes(s: State, m: int, r: int, remaining_tokens: int) -> None:
+    """Take in a request whose token phase begins, with that many tokens to come."""
     request = s.requests[r]
     request.last_token_s = request.first_token_s
     request.tbt_max_s = 0.0
-    add_decode(s, m, r, request.output_tokens - 1)
+    add_decode(s, m, r, remaining_tokens)
 
 
 @lean_njit

@@ -19,10 +19,19 @@ from splitgym.sim.compiled.decoding import (
     serve_some,
     whole_tokens,
 )
+from splitgym.sim.compiled.first_tokens import (
+    await_first_token,
+    count_starting,
+    is_answered_late,
+    tokens_at_start,
+    weight_to_next_token,
+    yield_first_token,
+    yield_first_tokens,
+)
 from splitgym.sim.compiled.memory import admits, free, in_blocks, join, receive, send, wait_for_room
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
-from splitgym.sim.compiled.totals import count_finish, count_first_token
+from splitgym.sim.compiled.totals import count_finish
 from splitgym.sim.rows import COMPLETED
 from splitgym.view import SWITCHING
 
@@ -78,9 +87,10 @@ def take_in(s: State, m: int) -> None:
 
 @lean_njit
 def take_place(s: State, m: int, r: int) -> None:
-    """It has all but its first token to come."""
-    s.books[m, b.TOKEN_WEIGHT] += s.requests[r].token_weight
-    join_decodes(s, m, r)
+    """Its token phase begins."""
+    s.books[m, b.TOKEN_WEIGHT] += weight_to_next_token(s, r)
+    join_decodes(s, m, r, whole_tokens(s, r) - tokens_at_start(s, r))
+    await_first_token(s, m, r)
 
 
 @lean_njit
@@ -121,7 +131,7 @@ def reserve_for_prompt(s: State, m: int, r: int) -> bool:
     need = need_here(s, m, r)
     if need > machine.kv_capacity_tokens - machine.kv_used_tokens:
         return False
-    if s.run[0].is_layerwise and request.output_tokens > 1 and request.token_machine != m:
+    if s.run[0].is_layerwise and is_sent(s, r):
         d = request.token_machine
         destination = s.machines[d]
         whole = whole_tokens(s, r)
@@ -133,6 +143,14 @@ def reserve_for_prompt(s: State, m: int, r: int) -> bool:
         destination.kv_used_tokens += whole
     machine.kv_used_tokens += need
     return True
+
+
+@lean_njit
+def is_sent(s: State, r: int) -> bool:
+    """Whether its cache goes from one machine to another."""
+    request = s.requests[r]
+    has_token_phase = request.output_tokens > 1 or s.run[0].token_machines_answer
+    return has_token_phase and request.prompt_machine != request.token_machine  # type: ignore[no-any-return]
 
 
 @lean_njit
@@ -202,16 +220,16 @@ def served_context(s: State, m: int) -> int:
 def end_decodes(s: State, m: int) -> None:
     """A token for each decode of the batch; those that are done leave and free their memory."""
     machine, row, run = s.machines[m], s.books[m], s.run[0]
-    row[b.CONTEXT] += machine.batch_decodes
-    row[b.KV_HELD] += machine.batch_decodes
-    row[b.REMAINING] -= machine.batch_decodes
-    run.tokens_out += machine.batch_decodes
-    if machine.batch_serves_all:
-        row[b.TOKEN_WEIGHTED] -= row[b.TOKEN_WEIGHT]
-        r = serve_all(s, m, run.now_s)
-    else:
-        row[b.TOKEN_WEIGHTED] -= served_weight(s, m)
-        r = serve_some(s, m, run.now_s)
+    some_start = machine.starting_first >= 0
+    later_tokens = machine.batch_decodes - (count_starting(s, m) if some_start else 0)
+    row[b.CONTEXT] += later_tokens
+    row[b.KV_HELD] += later_tokens
+    row[b.REMAINING] -= later_tokens
+    run.tokens_out += later_tokens
+    row[b.TOKEN_WEIGHTED] -= row[b.TOKEN_WEIGHT] if machine.batch_serves_all else served_weight(s, m)
+    if some_start:
+        yield_first_tokens(s, m)
+    r = serve_all(s, m, run.now_s) if machine.batch_serves_all else serve_some(s, m, run.now_s)
     some = r >= 0
     while r >= 0:
         following = s.requests[r].next
@@ -241,20 +259,20 @@ def served_weight(s: State, m: int) -> float:
     total = 0.0
     for mark in (FORCED, SERVED):
         for i in range(machine.first_end, machine.first_end + machine.decodes):
-            request = s.requests[s.ends[i].key]
-            if request.served == mark:
-                total += request.token_weight
+            r = s.ends[i].key
+            if s.requests[r].served == mark:
+                total += weight_to_next_token(s, r)
     return total
 
 
 @lean_njit
 def end_prompt(s: State, m: int, r: int) -> None:
-    """The first token is out; the cache stays, is sent, or is dropped where this was the last token."""
+    """The prompt phase is over; the cache stays, is sent, or is dropped where no token is to come."""
     machine, row, request, run = s.machines[m], s.books[m], s.requests[r], s.run[0]
-    prompt_tokens, output_tokens = request.prompt_tokens, request.output_tokens
-    request.first_token_s = run.now_s
-    lg.log(s, lg.FIRST_TOKEN, m, r)
-    count_first_token(s, r, run.now_s)
+    prompt_tokens = request.prompt_tokens
+    answered_late = is_answered_late(s, r)
+    if not answered_late:
+        yield_first_token(s, m, r)
     row[b.RUNNING] -= 1
     work_s = request.prompt_work_s
     row[b.PENDING_PROMPTS] -= 1
@@ -269,7 +287,7 @@ def end_prompt(s: State, m: int, r: int) -> None:
     token_row = s.books[d]
     token_row[b.COMING] -= 1
     token_row[b.COMING_CONTEXT] -= prompt_tokens + 1
-    if output_tokens == 1:
+    if request.output_tokens == 1 and not answered_late:
         row[b.KV_HELD] -= prompt_tokens + 1
         if d != m:
             row[b.BOOKED_KV] -= prompt_tokens + 1

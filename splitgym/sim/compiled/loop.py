@@ -28,6 +28,7 @@ from splitgym.sim.compiled.events import (
     plan_iteration_end,
     pop,
 )
+from splitgym.sim.compiled.first_tokens import is_answered_late
 from splitgym.sim.compiled.iterations import need_here
 from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN, Kernel, function_at
 from splitgym.sim.compiled.machine import end_iteration, start_machine
@@ -222,6 +223,8 @@ def assign(s: State, prompt: int, token: int) -> None:
     row[b.REMAINING] += predicted - 1
     row[b.BOOKED_KV] += prompt_tokens + predicted
     row[b.TOKEN_WEIGHTED] += request.token_weight * (request.output_tokens - 1)
+    if is_answered_late(s, r):
+        row[b.TOKEN_WEIGHTED] += weight
     request.next = -1
     if machine.queue_last < 0:
         machine.queue_first = r

@@ -9,6 +9,7 @@ from splitgym.sim.clock import TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
 from splitgym.sim.compiled.events import make_runnable, plan
+from splitgym.sim.compiled.first_tokens import tokens_at_start
 from splitgym.sim.compiled.network import begin_flow
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
@@ -64,7 +65,7 @@ def in_blocks(s: State, m: int, tokens: int) -> int:
 @lean_njit
 def need_to_come(s: State, m: int, r: int) -> int:
     """KV tokens reserved on its token machine before its cache is sent there."""
-    return in_blocks(s, m, s.requests[r].prompt_tokens + 1) if s.run[0].is_vllm else whole_tokens(s, r)
+    return in_blocks(s, m, tokens_at_start(s, r)) if s.run[0].is_vllm else whole_tokens(s, r)
 
 
 @lean_njit

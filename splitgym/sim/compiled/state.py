@@ -49,7 +49,9 @@ REQUEST = np.dtype(
         ("chunk", "i4"),  # tokens to come there in this iteration
         ("generated", "i4"),  # tokens it had when it was last preempted as a decode
         ("admitted", "i8"),  # when, among those of its machine
+        ("was_preempted", "?"),  # as a decode
         ("next", "i4"),  # in a machine's queue, batch, inbox, joining list, fresh list or list of the done
+        ("next_starting", "i4"),  # among decodes of its machine without a first token
         # While it decodes (`decoding`):
         ("last_token_s", "f8"),  # known where it is fresh
         ("tbt_max_s", "f8"),
@@ -84,6 +86,7 @@ MACHINE = np.dtype(
         ("joining_first", "i4"),  # decodes that join at the next boundary
         ("joining_last", "i4"),
         ("joining", "i4"),
+        ("starting_first", "i4"),  # decodes without a first token, in order of arrival
         ("is_idle", "?"),  # waits for work
         ("is_busy", "?"),  # in an iteration
         ("batch_first", "i4"),  # its prompts: that many of the chain from here
@@ -136,6 +139,7 @@ RUN = np.dtype(
         ("preemptions", "i8"),
         ("is_layerwise", "?"),
         ("is_shared", "?"),  # the network
+        ("token_machines_answer", "?"),  # they make the first token of a request whose cache is sent
         ("overhead_s", "f8"),
         ("overhead_per_block_s", "f8"),
         ("first_free_pair", "i8"),
@@ -286,6 +290,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
     run["is_vllm"] = bool(cluster.vllm)
     run["is_layerwise"] = cluster.transfer.mode == "layerwise"
     run["is_shared"] = cluster.transfer.is_shared
+    run["token_machines_answer"] = cluster.first_token == "token_machine"
     run["overhead_s"] = cluster.transfer.overhead_s
     run["overhead_per_block_s"] = cluster.transfer.overhead_per_block_s
     run["kv_bytes_per_token"] = cluster.model.kv_bytes_per_token
@@ -405,6 +410,7 @@ def _machines(scenario: Scenario, zeros: Zeros) -> Records:
     machines["decode_power_w"] = [profile.decode_power_w - profile.idle_power_w for profile in profiles]
     machines["is_idle"] = True
     chains = ("queue_first", "queue_last", "inbox_first", "inbox_last", "joining_first", "joining_last", "batch_first")
-    for name in (*chains, "fresh_first", "next_draining", "unfinished", "first_sent", "first_received"):
+    links = ("next_draining", "unfinished", "first_sent", "first_received")
+    for name in (*chains, "fresh_first", "starting_first", *links):
         machines[name] = -1
     return machines

@@ -8,6 +8,12 @@ from splitgym.jit import lean_njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import add_decode, remove_decode, whole_tokens
+from splitgym.sim.compiled.first_tokens import (
+    no_longer_starting,
+    tokens_at_start,
+    weight_to_next_token,
+    yield_first_token,
+)
 from splitgym.sim.compiled.iterations import begin, end_decode, take_place
 from splitgym.sim.compiled.memory import admits, in_blocks, receive
 from splitgym.sim.compiled.notes import note_change
@@ -53,8 +59,8 @@ def take_in_places(s: State, m: int) -> None:
         machine.joining -= 1
         take_place(s, m, r)
         number(s, m, r)
-        prompt_tokens = s.requests[r].prompt_tokens  # the block of the token after them is taken as it grows
-        machine.kv_used_tokens -= in_blocks(s, m, prompt_tokens + 1) - in_blocks(s, m, prompt_tokens)
+        tokens = tokens_at_start(s, r)  # the last of them comes into the cache as it grows
+        machine.kv_used_tokens -= in_blocks(s, m, tokens) - in_blocks(s, m, tokens - 1)
         running += 1
     if machine.joining == 0:
         machine.joining_last = -1
@@ -100,11 +106,15 @@ def preempt_last(s: State, m: int) -> None:
     else:
         remove_decode(s, m, last)
         remaining_tokens = request.ends_at - machine.decode_clock
+        request.was_preempted = True
         request.generated = request.output_tokens - remaining_tokens
         held = whole_tokens(s, last) - remaining_tokens
         machine.kv_used_tokens -= in_blocks(s, m, held - 1)
-        row[b.TOKEN_WEIGHT] -= request.token_weight
-    if request.generated > 0:
+        row[b.TOKEN_WEIGHT] -= weight_to_next_token(s, last)
+        if np.isnan(request.first_token_s):
+            no_longer_starting(s, m, last)
+            held += 1  # the books count its first token already
+    if request.was_preempted:
         machine.put_back += 1
     row[b.RUNNING] -= 1
     row[b.WAITING] += 1
@@ -132,7 +142,7 @@ def admit_prompts(s: State, m: int) -> None:
             return
         r = machine.queue_first
         request = s.requests[r]
-        is_back = request.generated > 0
+        is_back = request.was_preempted
         tokens = request.prompt_tokens + request.generated
         room = machine.kv_capacity_tokens - machine.kv_used_tokens
         if running > 0:
@@ -191,7 +201,7 @@ def end_chunk(s: State, m: int, r: int) -> bool:
         machine.unfinished = r
         return False
     machine.unfinished = -1
-    if request.generated == 0:
+    if not request.was_preempted:
         return True
     end_recomputation(s, m, r)
     return False
@@ -201,13 +211,16 @@ def end_chunk(s: State, m: int, r: int) -> bool:
 def end_recomputation(s: State, m: int, r: int) -> None:
     """A preempted decode has its cache again, and its next token."""
     row, request, run = s.books[m], s.requests[r], s.run[0]
-    row[b.CONTEXT] += 1
-    row[b.REMAINING] -= 1
-    row[b.TOKEN_WEIGHTED] -= request.token_weight
+    row[b.TOKEN_WEIGHTED] -= weight_to_next_token(s, r)
     row[b.TOKEN_WEIGHT] += request.token_weight
-    run.tokens_out += 1
+    if np.isnan(request.first_token_s):
+        yield_first_token(s, m, r)
+    else:
+        row[b.CONTEXT] += 1
+        row[b.REMAINING] -= 1
+        run.tokens_out += 1
+        request.tbt_max_s = max(request.tbt_max_s, run.now_s - request.last_token_s)
     remaining_tokens = request.output_tokens - request.generated - 1
-    request.tbt_max_s = max(request.tbt_max_s, run.now_s - request.last_token_s)
     request.last_token_s = run.now_s
     if remaining_tokens > 0:
         add_decode(s, m, r, remaining_tokens)

@@ -1,0 +1,101 @@
+"""A request's first token, as in `splitgym.sim.first_tokens`, over records."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from splitgym.jit import lean_njit
+from splitgym.sim import books as b
+from splitgym.sim.compiled import log as lg
+from splitgym.sim.compiled.decoding import LEFT_OUT
+from splitgym.sim.compiled.state import State
+from splitgym.sim.compiled.totals import count_first_token
+
+
+@lean_njit
+def is_answered_late(s: State, r: int) -> bool:
+    """Whether its token machine makes its first token, too."""
+    request = s.requests[r]
+    return s.run[0].token_machines_answer and request.prompt_machine != request.token_machine  # type: ignore[no-any-return]
+
+
+@lean_njit
+def tokens_at_start(s: State, r: int) -> int:
+    """Prompt and tokens so far when its token phase begins."""
+    return s.requests[r].prompt_tokens + (0 if is_answered_late(s, r) else 1)  # type: ignore[no-any-return]
+
+
+@lean_njit
+def weight_to_next_token(s: State, r: int) -> float:
+    """Its weight in the weighted slowdown until its next token is there."""
+    request = s.requests[r]
+    return request.prompt_weight if np.isnan(request.first_token_s) else request.token_weight  # type: ignore[no-any-return]
+
+
+@lean_njit
+def yield_first_token(s: State, m: int, r: int) -> None:
+    """The client sees it."""
+    s.requests[r].first_token_s = s.run[0].now_s
+    lg.log(s, lg.FIRST_TOKEN, m, r)
+    count_first_token(s, r, s.run[0].now_s)
+
+
+@lean_njit
+def await_first_token(s: State, m: int, r: int) -> None:
+    """A decode takes its place; where it has no token yet, its first is the next."""
+    if not is_answered_late(s, r):
+        return
+    machine = s.machines[m]
+    before, after = -1, machine.starting_first
+    while 0 <= after < r:
+        before, after = after, s.requests[after].next_starting
+    s.requests[r].next_starting = after
+    if before < 0:
+        machine.starting_first = r
+    else:
+        s.requests[before].next_starting = r
+
+
+@lean_njit
+def no_longer_starting(s: State, m: int, r: int) -> None:
+    """Take one that is starting from the chain."""
+    machine, following = s.machines[m], s.requests[r].next_starting
+    if machine.starting_first == r:
+        machine.starting_first = following
+        return
+    before = machine.starting_first
+    while s.requests[before].next_starting != r:
+        before = s.requests[before].next_starting
+    s.requests[before].next_starting = following
+
+
+@lean_njit
+def is_served(s: State, m: int, r: int) -> bool:
+    """Whether a decode gets a token in this iteration."""
+    return s.machines[m].batch_serves_all or s.requests[r].served != LEFT_OUT  # type: ignore[no-any-return]
+
+
+@lean_njit
+def count_starting(s: State, m: int) -> int:
+    """Decodes without a first token that get one in this iteration."""
+    count = 0
+    r = s.machines[m].starting_first
+    while r >= 0:
+        count += 1 if is_served(s, m, r) else 0
+        r = s.requests[r].next_starting
+    return count
+
+
+@lean_njit
+def yield_first_tokens(s: State, m: int) -> None:
+    """The first tokens of decodes that are served; the time before is no gap between tokens."""
+    r = s.machines[m].starting_first
+    while r >= 0:
+        request = s.requests[r]
+        following = request.next_starting
+        if is_served(s, m, r):
+            no_longer_starting(s, m, r)
+            request.last_token_s = s.run[0].now_s
+            s.books[m, b.TOKEN_WEIGHT] += request.token_weight - request.prompt_weight
+            yield_first_token(s, m, r)
+        r = following

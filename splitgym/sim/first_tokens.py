@@ -1,0 +1,43 @@
+"""A request's first token: when the client sees it, on whichever machine it is made.
+
+Where token machines make it (`Cluster.first_token`), the prompt phase of a request whose cache is sent yields nothing,
+and the first iteration of its token phase yields the first token. The books count that token from the end of the
+prompt phase on, as a router does that hears of the prompt phase's end and of nothing between the two.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Collection
+
+from splitgym.sim import books as b
+from splitgym.sim.world import SimMachine, World
+
+
+def yield_first_token(world: World, machine: SimMachine, request: int, now_s: float) -> None:
+    """The client sees it."""
+    world.outcome.first_token_s[request] = now_s
+    world.log("first_token", machine.index, request)
+    world.ledger.on_first_token(request, now_s)
+
+
+def await_first_token(world: World, machine: SimMachine, request: int) -> None:
+    """A decode takes its place; where it has no token yet, its first is the next."""
+    if world.is_answered_late(request):
+        insort(machine.starting, request)
+
+
+def starting_among(machine: SimMachine, served: Collection[int] | None) -> list[int]:
+    """Decodes without a first token, of ``served`` or (``None``) of all, in order of arrival."""
+    if not machine.starting or served is None:
+        return list(machine.starting)
+    return [request for request in machine.starting if request in served]
+
+
+def yield_first_tokens(world: World, machine: SimMachine, requests: list[int], now_s: float) -> None:
+    """The first tokens of ``requests``, which decode; the time before is no gap between tokens."""
+    for request in requests:
+        machine.starting.remove(request)
+        machine.decodes.begin(request, now_s)
+        machine.row[b.TOKEN_WEIGHT] += world.ledger.token_weight[request] - world.ledger.prompt_weight[request]
+        yield_first_token(world, machine, request, now_s)
