@@ -8,6 +8,7 @@ until then and decodes afterwards. Lengths of outputs are predicted ones.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from splitgym.sim import books as b
@@ -44,14 +45,18 @@ class RouterBooks:
     Args:
         cluster: the engines.
         time_scale: emulated seconds in one second of the clock.
+        clock: seconds, from wherever they count.
     """
 
-    def __init__(self, cluster: Cluster, time_scale: float = 1.0) -> None:
+    def __init__(
+        self, cluster: Cluster, time_scale: float = 1.0, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._books = Books(cluster)
         self.rows = self._books.rows  # (num_machines, NUM_COLUMNS)
         self.capacities = [machine.profile.kv_capacity_tokens for machine in cluster.machines]
         self._scale = time_scale
-        self._started_s = time.monotonic()
+        self._clock = clock
+        self._started_s = clock()
         self._lifecycles = [READY] * cluster.num_machines
         self._down = [False] * cluster.num_machines
         self._away = [0] * cluster.num_machines  # caches kept for others
@@ -59,7 +64,7 @@ class RouterBooks:
     @property
     def now_s(self) -> float:
         """Seconds since the start, emulated ones where engines are."""
-        return (time.monotonic() - self._started_s) * self._scale
+        return (self._clock() - self._started_s) * self._scale
 
     def view(self, kind: int, prompt_tokens: int = 0, predicted_output_tokens: float = 0.0) -> ClusterView:
         """What may be known now. Its arrays are reused at the next one."""

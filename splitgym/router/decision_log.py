@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from splitgym.errors import SplitgymError
 from splitgym.features import CLUSTER_FEATURES, MACHINE_FEATURES, REQUEST_FEATURES
 from splitgym.folders import check_writable
 from splitgym.router.config import LogConfig
-from splitgym.router.decide import Choice, copied
+from splitgym.router.decide import Choice
 from splitgym.router.metrics import Metrics
 from splitgym.view import DECISION_KINDS, ClusterView
 
@@ -51,19 +52,22 @@ class DecisionLog:
         config: where to, and how many to a file.
         engines: their names, in the order of the machines.
         metrics: where rows that could not be written are counted.
+        told: what else a reader must know of the router; it goes into the files' metadata.
 
     Raises:
         SplitgymError: if the folder cannot be written.
     """
 
-    def __init__(self, config: LogConfig, engines: tuple[str, ...], metrics: Metrics) -> None:
+    def __init__(
+        self, config: LogConfig, engines: tuple[str, ...], metrics: Metrics, told: Mapping[str, str] | None = None
+    ) -> None:
         try:
             check_writable(config.folder)
         except SplitgymError as error:
             raise SplitgymError(f"log.folder: {error}") from None
         config.folder.mkdir(parents=True, exist_ok=True)
         self._config = config
-        self._engines = engines
+        self._told = {"engines": ",".join(engines)} | dict(told or {})
         self._metrics = metrics
         self._records: list[Record] = []
         self._files = 0
@@ -71,8 +75,8 @@ class DecisionLog:
         self._full = asyncio.Event()
 
     def open(self, view: ClusterView, choice: Choice) -> Record:
-        """A record of a decision on ``view``, which is copied. It is written once it is closed."""
-        return Record(copied(view), choice)
+        """A record of a decision on ``view``, which must last. It is written once it is closed."""
+        return Record(view, choice)
 
     def close(self, record: Record) -> None:
         """Its outcome is known."""
@@ -99,20 +103,20 @@ class DecisionLog:
         self._files += 1
         path = self._config.folder / f"decisions-{self._started}-{self._files:06d}.parquet"
         try:
-            await asyncio.to_thread(_write, records, self._engines, path)
+            await asyncio.to_thread(_write, records, self._told, path)
         except (OSError, pa.ArrowException) as error:
             self._metrics.log_errors.inc(len(records))
             _log.warning("%d rows of the decision log are lost: %s", len(records), error)
 
 
-def _write(records: list[Record], engines: tuple[str, ...], path: Path) -> None:
+def _write(records: list[Record], told: Mapping[str, str], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
-    pq.write_table(table_of(records, engines), temporary)
+    pq.write_table(table_of(records, told), temporary)
     temporary.rename(path)
 
 
-def table_of(records: list[Record], engines: tuple[str, ...]) -> pa.Table:
-    """A row for each record. Arrays are flat; the schema's metadata names their columns and the engines."""
+def table_of(records: list[Record], told: Mapping[str, str]) -> pa.Table:
+    """A row for each record. Arrays are flat; the schema's metadata names their columns and has what is ``told``."""
     views = [record.view for record in records]
     choices = [record.choice for record in records]
     shadows = [_shadow_of(choice) for choice in choices]
@@ -150,9 +154,9 @@ def table_of(records: list[Record], engines: tuple[str, ...]) -> pa.Table:
         "machine_features": [feature.name for feature in MACHINE_FEATURES],
         "request_features": [feature.name for feature in REQUEST_FEATURES],
         "cluster_features": [feature.name for feature in CLUSTER_FEATURES],
-        "engines": list(engines),
     }
-    return pa.table(columns).replace_schema_metadata({key: ",".join(value) for key, value in names.items()})
+    metadata = {key: ",".join(value) for key, value in names.items()} | dict(told)
+    return pa.table(columns).replace_schema_metadata(metadata)
 
 
 def _times(values: list[float]) -> pa.Array:

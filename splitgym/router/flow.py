@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -12,7 +11,7 @@ from splitgym.router.ask import Ask, BadRequest
 from splitgym.router.assemble import Assembly
 from splitgym.router.books import Booking, RouterBooks
 from splitgym.router.config import RouterConfig
-from splitgym.router.decide import Choice, Decider, NoChoice
+from splitgym.router.decide import Choice, Decider, NoChoice, copied
 from splitgym.router.decision_log import DecisionLog, Record
 from splitgym.router.engines import Client, Engine, EngineFailed
 from splitgym.router.metrics import Metrics
@@ -36,6 +35,7 @@ class Flow:
         roles: who carries out role changes.
         metrics: what is counted.
         log: where decisions go.
+        clock: seconds, by which tokens are timed.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Flow:
         roles: Roles,
         metrics: Metrics,
         log: DecisionLog | None,
+        clock: Callable[[], float],
     ) -> None:
         self._config = config
         self._books = books
@@ -59,6 +60,7 @@ class Flow:
         self._roles = roles
         self._metrics = metrics
         self._log = log
+        self._clock = clock
         self._deciding = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -67,7 +69,7 @@ class Flow:
     async def tick(self) -> None:
         """Ask for role changes."""
         async with self._deciding:
-            view = self._books.tick_view()
+            view = copied(self._books.tick_view())
             choice = await self._decider.decide(view)
             if self._log is not None:
                 self._log.close(self._log.open(view, choice))
@@ -76,7 +78,7 @@ class Flow:
     async def _assign(self, ask: Ask, failed: set[int]) -> tuple[Booking, Record | None]:
         """Decide and book, one request after the other: each sees what the last was given."""
         async with self._deciding:
-            view = self._books.view(ARRIVAL, ask.prompt_tokens, ask.predicted_output_tokens)
+            view = copied(self._books.view(ARRIVAL, ask.prompt_tokens, ask.predicted_output_tokens))
             self._narrow(view, failed)
             if not view.prompt_mask.any() or not view.token_mask.any():
                 raise NoChoice
@@ -125,7 +127,7 @@ class Flow:
         if authorization is not None:
             headers["Authorization"] = authorization
         self._books.arrived(ask.prompt_tokens, ask.predicted_output_tokens)
-        arrived_s = time.perf_counter()
+        arrived_s = self._clock()
         failed: set[int] = set()
         reason = "no engine is up"
         for number in range(self._config.safety.attempts):
@@ -177,7 +179,7 @@ class Flow:
             yield await answer.read()
 
     def _saw(self, part: bytes, booking: Booking, times: _Times) -> None:
-        now_s = time.perf_counter()
+        now_s = self._clock()
         count = _tokens_in(part)
         if not times.parts:
             times.first_s = now_s
@@ -193,7 +195,7 @@ class Flow:
     def _close(
         self, record: Record | None, request_id: str, number: int, ask: Ask, status: int, failure: str, times: _Times
     ) -> None:
-        ended_s = time.perf_counter()
+        ended_s = self._clock()
         if status == 200:
             self._metrics.e2e_s.observe(ended_s - times.arrived_s)
         if record is None or self._log is None:

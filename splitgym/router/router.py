@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Router:
     Args:
         config: what it is told.
         folder: what the configuration's paths are relative to.
+        clock: seconds; another where engines and router live in a time of their own.
 
     Raises:
         SplitgymError: for machines without a profile, or a policy that cannot be had.
@@ -40,11 +42,14 @@ class Router:
     roles: Roles
     telemetry: Telemetry
 
-    def __init__(self, config: RouterConfig, folder: Path = Path()) -> None:
+    def __init__(
+        self, config: RouterConfig, folder: Path = Path(), clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.config = config
+        self._clock = clock
         self.metrics = Metrics()
         cluster = cluster_of(config, folder)
-        self.books = RouterBooks(cluster, config.time_scale)
+        self.books = RouterBooks(cluster, config.time_scale, clock)
         safety, policy = config.safety, config.policy
         self.engines = tuple(
             Engine(index, engine, safety.failures_to_open, self.books.set_down)
@@ -57,7 +62,7 @@ class Router:
         self.limits = Limits(config.limits, config.client_keys, config.admin_key)
         self.reader = Reader(config.name, config.prediction, max(self.books.capacities))
         names = tuple(engine.name for engine in self.engines)
-        self.log = None if config.log is None else DecisionLog(config.log, names, self.metrics)
+        self.log = None if config.log is None else DecisionLog(config.log, names, self.metrics, _told(config))
         self._compile()
 
     def _compile(self) -> None:
@@ -71,9 +76,18 @@ class Router:
         config = self.config
         client = Client(config.safety)
         self.roles = Roles(self.books, self.engines, self.protocol, client, self.metrics)
-        self.telemetry = Telemetry(client, self.engines, self.books, config.telemetry)
+        self.telemetry = Telemetry(client, self.engines, self.books, config.telemetry, self._clock)
         self.flow = Flow(
-            config, self.books, self.engines, client, self.protocol, self.decider, self.roles, self.metrics, self.log
+            config,
+            self.books,
+            self.engines,
+            client,
+            self.protocol,
+            self.decider,
+            self.roles,
+            self.metrics,
+            self.log,
+            self._clock,
         )
         if config.policy.shadow is not None:
             await self.decider.swap_shadow(config.policy.shadow)
@@ -111,6 +125,12 @@ class Router:
             self.metrics.in_flight.labels(engine.name).set(self.books.in_flight(engine.index))
             self.metrics.engine_up.labels(engine.name).set(not engine.is_down)
             self.metrics.scrape_age_s.labels(engine.name).set(self.telemetry.age_s(engine))
+
+
+def _told(config: RouterConfig) -> dict[str, str]:
+    """What a log's reader must know to weigh its outcomes."""
+    names = ("model", "baseline", "tensor_parallel", "time_scale")
+    return {name: str(getattr(config, name)) for name in names}
 
 
 def _report_failure(chore: asyncio.Task[None]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import aiohttp
 
@@ -58,16 +57,24 @@ class Telemetry:
     failing, and one that is down comes back when its ``/health`` answers.
     """
 
-    def __init__(self, client: Client, engines: Sequence[Engine], books: RouterBooks, config: TelemetryConfig) -> None:
+    def __init__(
+        self,
+        client: Client,
+        engines: Sequence[Engine],
+        books: RouterBooks,
+        config: TelemetryConfig,
+        clock: Callable[[], float],
+    ) -> None:
         self._client = client
         self._engines = engines
         self._books = books
         self._config = config
-        self._scraped_s = [time.monotonic()] * len(engines)
+        self._clock = clock
+        self._scraped_s = [clock()] * len(engines)
 
     def age_s(self, engine: Engine) -> float:
         """How old its metrics are."""
-        return time.monotonic() - self._scraped_s[engine.index]
+        return self._clock() - self._scraped_s[engine.index]
 
     async def run(self) -> None:
         """For ever."""
@@ -91,4 +98,4 @@ class Telemetry:
         said = read_metrics(page) if status == 200 else None
         if said is not None:
             self._books.report(engine.index, *said)
-            self._scraped_s[engine.index] = time.monotonic()
+            self._scraped_s[engine.index] = self._clock()

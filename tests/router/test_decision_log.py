@@ -64,3 +64,32 @@ async def test_a_disk_that_fails_stops_nothing(tmp_path: Path) -> None:
             assert (await s.complete(2)).status == 200
         await s.router.log.flush()
         assert s.counted("decision_log_errors_total") == 4
+
+
+OPENS_A_MACHINE = """
+from splitgym.view import MIXED, TICK, Decision
+
+class OpensAMachine:
+    def decide(self, view):
+        if view.kind == TICK:
+            return Decision()
+        return Decision(3, 2, ((3, MIXED),) if view.role_mask[3, MIXED] else ())
+"""
+
+
+@in_loop
+async def _open_machines(folder: Path, policy: str) -> None:
+    async with stack(log={"folder": folder}, policy={"name": policy, "tick_s": None, "timeout_ms": 1000.0}) as s:
+        for _ in range(2):
+            await s.complete(2, prompt=[3] * 40)
+
+
+def test_the_view_is_the_one_that_was_decided_on(tmp_path: Path) -> None:
+    """Carrying out a role change looks at the books, too; the logged view is of before, with the request."""
+    policy = tmp_path / "opens.py"
+    policy.write_text(OPENS_A_MACHINE, "utf-8")
+    _open_machines(tmp_path / "log", f"{policy}:OpensAMachine")
+    rows, _ = read(tmp_path / "log")
+    assert [row["request"][0] for row in rows] == [40.0, 40.0]
+    assert [row["role_changes"] for row in rows] == [[3, 2], []]
+    assert [row["prompt_mask"] for row in rows] == [[True, True, False, False], [True, True, False, True]]
