@@ -14,7 +14,7 @@ from typing import NoReturn
 import typer
 
 from splitgym import __version__
-from splitgym.cli import calibrate, emulate, export, learning, listing, serve, simulate
+from splitgym.cli import calibrate, dataset, emulate, export, learning, listing, serve, simulate
 from splitgym.errors import SplitgymError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command()(learning.compare)
 app.command()(export.export)
 app.command()(serve.serve)
 app.command()(emulate.emulate)
+app.command()(dataset.dataset)
 app.add_typer(listing.app, name="list")
 app.add_typer(calibrate.app, name="calibrate")
 
