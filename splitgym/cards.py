@@ -88,6 +88,7 @@ class TransferCard(_Strict):
     overhead_s: Annotated[NonNegativeFloat, FiniteFloat] = Transfer.overhead_s
     overhead_per_block_s: Annotated[NonNegativeFloat, FiniteFloat] = Transfer.overhead_per_block_s
     network: Literal["ideal", "shared"] = "ideal"
+    kv_lease_s: Annotated[PositiveFloat, FiniteFloat] | None = None
 
 
 class SloCard(_Strict):

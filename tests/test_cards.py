@@ -211,6 +211,11 @@ def test_cards_survive_pickling() -> None:
         ),
         (
             "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], transfer: {kv_lease_s: 0}}",
+            "cluster.transfer.kv_lease_s: input should be greater than 0, not 0",
+        ),
+        (
+            "cluster",
             "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], first_token: token_machin}",
             "cluster.first_token: unknown 'token_machin'; did you mean 'token_machine'?",
         ),

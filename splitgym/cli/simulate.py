@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from splitgym.sim.recorder import Recorder
     from splitgym.sim.rows import RequestRows
 
-    Played = tuple[RequestRows, Meters | None, Recorder | None, tuple[str, ...]]
-    """Rows, meters, recorder (the published simulator has neither) and where laws were extrapolated."""
+    Played = tuple[RequestRows, Meters | None, Recorder | None, tuple[str, ...], dict[str, int]]
+    """Rows, meters, recorder (the published simulator has neither), where laws were extrapolated, and counts of lost
+    caches."""
 
 SETTINGS = ("calibrated", "published")
 LATEST_START_S = 1e7
@@ -68,10 +69,11 @@ def simulate(
     with output_folder(out) as folder:
         started_s = perf_counter()
         if setting == "published":
-            rows, meters, recorder, notes = _published(loaded, scenario, policy)
+            rows, meters, recorder, notes, lost = _published(loaded, scenario, policy)
         else:
-            rows, meters, recorder, notes = _calibrated(scenario, policy, loaded, engine)
+            rows, meters, recorder, notes, lost = _calibrated(scenario, policy, loaded, engine)
         results = summary(rows, scenario, meters) | {
+            **lost,
             "extrapolations": list(notes),
             "wall_s": perf_counter() - started_s,
         }
@@ -94,7 +96,8 @@ def _calibrated(scenario: Scenario, policy: str, card: Card, engine: str) -> Pla
     warmup = card.defaults.warmup_policy
     warmup_policy = None if warmup is None else make_policy(warmup, card.folder)
     result = run(scenario, make_policy(policy), warmup_policy=warmup_policy, engine=engine, record=True)
-    return result.rows, result.meters, result.recorder, result.extrapolations
+    lost = {"preemptions": result.preemptions, "recomputations": result.recomputations}
+    return result.rows, result.meters, result.recorder, result.extrapolations, lost
 
 
 def _published(card: Card, scenario: Scenario, policy: str) -> Played:
@@ -105,7 +108,7 @@ def _published(card: Card, scenario: Scenario, policy: str) -> Played:
         raise SplitgymError(f"--setting published: {card.name} has tensor_parallel {group}; it knows only 8")
     cluster = scenario.cluster
     machines = [PublishedMachine(machine.role_name, machine.profile.hardware) for machine in cluster.machines]
-    return simulate_published(machines, cluster.model.name, scenario.requests, policy), None, None, ()
+    return simulate_published(machines, cluster.model.name, scenario.requests, policy), None, None, (), {}
 
 
 def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:
@@ -127,6 +130,9 @@ def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:
     requests = results["requests"]
     others = ", ".join(f"{requests[name]} {name.replace('_', ' ')}" for name in ("failed", "abandoned", "in_flight"))
     console.print(f"{requests['arrived']} requests: {requests['completed']} completed, {others}", highlight=False)
+    for name, text in (("preemptions", "decodes preempted"), ("recomputations", "prompts computed again")):
+        if results.get(name):
+            console.print(f"{results[name]} {text}", highlight=False)
     kept = sum(bool(value) for name, value in slo.items() if name != "met")
     console.print(
         f"{kept} of 9 SLOs hold; goodput {figure(results['goodput_rps'])} requests/s; "

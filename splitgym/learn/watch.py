@@ -67,8 +67,9 @@ class Watched:
         here = (rows.token_machine == machine) & ((rows.output_tokens > 1) | is_sent)
         stays = rows.prompt_machine == rows.token_machine
         begin_s = np.where(stays, rows.first_token_s, rows.transfer_end_s)[here]
-        begun = np.searchsorted(np.sort(begin_s[~np.isnan(begin_s)]), time_s, side="right")
-        ended_s = rows.finish_s[here]
+        known = ~np.isnan(begin_s)  # one whose cache was dropped and computed again is left out
+        begun = np.searchsorted(np.sort(begin_s[known]), time_s, side="right")
+        ended_s = rows.finish_s[here][known]
         return np.asarray(begun - np.searchsorted(np.sort(ended_s[~np.isnan(ended_s)]), time_s, side="right"))
 
 

@@ -10,7 +10,7 @@ from simpy.events import EventPriority
 
 # Kinds, in the order in which they happen at one instant. Handlers only mark machines runnable; batches form in
 # MACHINE_START, the last kind, so that simultaneous arrivals share a batch.
-ITERATION_END, TRANSFER_END, ROLE_READY, FAULT, ARRIVAL, CONTROL_TICK, MACHINE_START = range(7)
+ITERATION_END, TRANSFER_END, LEASE_END, ROLE_READY, FAULT, ARRIVAL, CONTROL_TICK, MACHINE_START = range(8)
 
 
 class Clock(simpy.Environment):

@@ -67,6 +67,7 @@ class Transfer:
     overhead_s: float = 0.0  # of each transfer, before its bytes are on the link
     overhead_per_block_s: float = 0.0  # of each block of KV_BLOCK_TOKENS, too
     network: str = "ideal"  # every transfer has the full link; or "shared"
+    kv_lease_s: float | None = None  # how long after its prompt phase a cache may wait for room elsewhere
 
     @property
     def is_shared(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from splitgym.sim import books as b
 from splitgym.sim.clock import ITERATION_END, MACHINE_START
 from splitgym.sim.cluster import Batching
 from splitgym.sim.first_tokens import await_first_token, starting_among, yield_first_token, yield_first_tokens
+from splitgym.sim.leases import start_lease
+from splitgym.sim.paging import Preempted
 from splitgym.sim.rows import COMPLETED
 from splitgym.sim.transfers import free, receive, send
 from splitgym.sim.world import SimMachine, World
@@ -64,7 +67,7 @@ def form_batch(world: World, machine: SimMachine) -> Batch | None:
     prompts: list[int] = []
     queue = machine.queue
     while queue and size < limits.max_batch_size:
-        prompt_tokens = world.prompt_tokens[queue[0]]
+        prompt_tokens = world.tokens_to_compute(machine, queue[0])
         if size and tokens + prompt_tokens > limits.max_batch_tokens:
             break
         if not reserve_for_prompt(world, machine, queue[0]):
@@ -72,6 +75,9 @@ def form_batch(world: World, machine: SimMachine) -> Batch | None:
         prompts.append(queue.popleft())
         size += 1
         tokens += prompt_tokens
+        if prompts[-1] in machine.preempted:
+            machine.put_back -= 1
+            receive(world, machine)
     room = max(min(limits.max_batch_size - size, limits.max_batch_tokens - tokens), 0)
     others = len(decodes) - len(forced)
     if others <= room:
@@ -83,12 +89,13 @@ def form_batch(world: World, machine: SimMachine) -> Batch | None:
 
 def reserve_for_prompt(world: World, machine: SimMachine, request: int) -> bool:
     """Take the memory a prompt needs before its iteration, here and, layer-wise, at its destination."""
-    if not machine.admits:
+    is_back = request in machine.preempted
+    if not (is_back or machine.admits):
         return False
     need = world.need_here(machine, request)
     if need > machine.free_tokens:
         return False
-    if world.layerwise and world.is_sent(request):
+    if world.layerwise and world.is_sent(request):  # then no cache waits, and none is computed again
         destination = world.machines[world.outcome.token_machine[request]]
         whole = world.whole_tokens[request]
         if whole > destination.free_tokens or not destination.admits:
@@ -105,10 +112,11 @@ def start_iteration(world: World, machine: SimMachine, batch: Batch) -> float:
     row = machine.row
     prompt_tokens = attention = 0
     for request in batch.prompts:
-        length = world.prompt_tokens[request]
+        length = world.tokens_to_compute(machine, request)
         prompt_tokens += length
         attention += length * length
-        world.outcome.prompt_start_s[request] = now_s
+        if request not in machine.preempted:
+            world.outcome.prompt_start_s[request] = now_s
     count = len(batch.prompts)
     if count:
         machine.running_prompts = count
@@ -197,6 +205,15 @@ def end_decode(world: World, machine: SimMachine, request: int, tbt_max_s: float
     free(world, machine, world.held_at_end(machine, request))
 
 
+def end_computation(world: World, machine: SimMachine, request: int, now_s: float) -> None:
+    """Its prompt is in the cache, or, where the cache was lost, prompt and tokens so far are there again."""
+    preempted = machine.preempted.pop(request, None)
+    if preempted is None:
+        end_prompt(world, machine, request, now_s)
+    else:
+        end_recomputation(world, machine, request, preempted, now_s)
+
+
 def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) -> None:
     """The prompt phase is over; the cache stays, is sent, or is dropped where no token is to come."""
     prompt_tokens = world.prompt_tokens[request]
@@ -239,6 +256,29 @@ def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) ->
         token.inbox.append(request)
         token.row[b.WAITING] += 1
         receive(world, token)
+        start_lease(world, request)
+
+
+def end_recomputation(world: World, machine: SimMachine, request: int, preempted: Preempted, now_s: float) -> None:
+    """A decode that had lost its cache has it again, and its next token."""
+    row = machine.row
+    row[b.TOKEN_WEIGHTED] -= world.weight_to_next_token(request)
+    row[b.TOKEN_WEIGHT] += world.ledger.token_weight[request]
+    tbt_max_s = preempted.tbt_max_s
+    if math.isnan(world.outcome.first_token_s[request]):
+        yield_first_token(world, machine, request, now_s)
+    else:
+        row[b.CONTEXT] += 1
+        row[b.REMAINING] -= 1
+        world.ledger.tokens_out += 1
+        tbt_max_s = max(tbt_max_s, now_s - preempted.last_token_s)
+    remaining_tokens = preempted.remaining_tokens - 1
+    if remaining_tokens > 0:
+        machine.decodes.join(request, world.whole_tokens[request], remaining_tokens, now_s, tbt_max_s)
+        return
+    end_decode(world, machine, request, tbt_max_s, now_s)
+    if row[b.DECODES] + row[b.COMING] == 0:
+        row[[b.REMAINING, b.TOKEN_WEIGHT, b.TOKEN_WEIGHTED]] = 0.0
 
 
 def finish(world: World, request: int, token: SimMachine, now_s: float) -> None:
@@ -268,4 +308,4 @@ def take_place(world: World, machine: SimMachine, request: int) -> None:
     await_first_token(world, machine, request)
 
 
-SPLITWISE = Discipline(form_batch, start_iteration, end_prompt)
+SPLITWISE = Discipline(form_batch, start_iteration, end_computation)

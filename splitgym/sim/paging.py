@@ -1,4 +1,4 @@
-"""What discipline `vllm` adds to a machine of the reference engine: the prompt in work, and who was preempted."""
+"""What discipline `vllm` adds to a machine of the reference engine: the prompt in work, and who came in when."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Preempted(NamedTuple):
     """A decode whose cache was dropped, until it is recomputed."""
 
     remaining_tokens: int
-    last_token_s: float
+    last_token_s: float  # NaN where it has none yet
     tbt_max_s: float
 
 
@@ -25,7 +25,6 @@ class Paging:
     unfinished: int = -1  # the prompt of which chunks are still to come
     computed: dict[int, int] = field(default_factory=dict)  # tokens in the cache, of prompts in work
     chunks: dict[int, int] = field(default_factory=dict)  # tokens of them in this iteration
-    preempted: dict[int, Preempted] = field(default_factory=dict)  # until they have been recomputed
     admitted: dict[int, int] = field(default_factory=dict)  # when each that runs was admitted
     admissions: int = 0
 

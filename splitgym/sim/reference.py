@@ -75,6 +75,11 @@ class ReferenceEngine:
         return self._world.preemptions
 
     @property
+    def recomputations(self) -> int:
+        """How often a cache's lease ended and its prompt was computed again."""
+        return self._world.recomputations
+
+    @property
     def now_s(self) -> float:
         """The present."""
         return self._closed_s if self._closed_s is not None else float(self._world.clock.now)

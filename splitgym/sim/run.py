@@ -45,6 +45,7 @@ class RunResult:
     recorder: Recorder | None  # where it was asked for
     extrapolations: tuple[str, ...]  # where a latency law was used outside the range in which it was measured
     preemptions: int  # how often a running request lost its cache (discipline `vllm`)
+    recomputations: int  # how often a cache's lease ended and its prompt was computed again
 
 
 def run(
@@ -83,6 +84,7 @@ def run(
         simulation.recorder,
         simulation.extrapolations(),
         simulation.preemptions,
+        simulation.recomputations,
     )
 
 

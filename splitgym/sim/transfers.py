@@ -23,13 +23,16 @@ def offer_room(world: World, machine: SimMachine) -> None:
 
 
 def receive(world: World, machine: SimMachine) -> None:
-    """Serialized: reserve room for waiting caches, first come first served, and send them; preempted decodes first."""
+    """Serialized: reserve room for waiting caches, first come first served, and send them; those put back first."""
     while machine.inbox and machine.admits and not machine.put_back:
         request = machine.inbox[0]
         need = world.need_to_come(machine, request)
         if need > machine.free_tokens:
             return
         machine.inbox.popleft()
+        lease_end = world.leases.pop(request, None)
+        if lease_end is not None:
+            world.clock.cancel(lease_end)
         machine.row[b.WAITING] -= 1
         machine.kv_used_tokens += need
         send(world, request, world.clock.now)

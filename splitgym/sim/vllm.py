@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 from splitgym.sim import books as b
-from splitgym.sim.first_tokens import yield_first_token
-from splitgym.sim.iterations import Batch, Discipline, begin, end_decode, end_prompt, take_place
+from splitgym.sim.iterations import Batch, Discipline, begin, end_computation, take_place
 from splitgym.sim.paging import Paging, Preempted
 from splitgym.sim.transfers import receive
 from splitgym.sim.world import SimMachine, World
@@ -56,17 +55,9 @@ def growth_tokens(world: World, machine: SimMachine) -> int:
     if request >= 0:
         computed = paging.computed[request]
         room = paging.limits.max_num_batched_tokens - len(machine.decodes)
-        chunk = paging.chunks[request] = min(tokens_to_compute(world, machine, request) - computed, room)
+        chunk = paging.chunks[request] = min(world.tokens_to_compute(machine, request) - computed, room)
         growth += paging.in_blocks(computed + chunk) - paging.in_blocks(computed)
     return growth
-
-
-def tokens_to_compute(world: World, machine: SimMachine, request: int) -> int:
-    """Its prompt; after a preemption, with the tokens so far."""
-    preempted = paging_of(machine).preempted.get(request)
-    if preempted is None:
-        return world.prompt_tokens[request]
-    return world.whole_tokens[request] - preempted.remaining_tokens
 
 
 def preempt_last(world: World, machine: SimMachine) -> None:
@@ -80,13 +71,13 @@ def preempt_last(world: World, machine: SimMachine) -> None:
         machine.kv_used_tokens -= paging.in_blocks(held)
     else:
         held = machine.decodes.tokens_of(request)
-        paging.preempted[request] = Preempted(*machine.decodes.remove(request))
+        machine.preempted[request] = Preempted(*machine.decodes.remove(request))
         machine.kv_used_tokens -= paging.in_blocks(held - 1)
         row[b.TOKEN_WEIGHT] -= world.weight_to_next_token(request)
         if request in machine.starting:
             machine.starting.remove(request)
             held += 1  # the books count its first token already
-    machine.put_back += request in paging.preempted
+    machine.put_back += request in machine.preempted
     row[b.RUNNING] -= 1
     row[b.WAITING] += 1
     row[b.KV_HELD] -= held
@@ -102,8 +93,8 @@ def admit_prompts(world: World, machine: SimMachine, prompts: list[int]) -> None
     budget = limits.max_num_batched_tokens - decodes - sum(paging.chunks[request] for request in prompts)
     while queue and budget > 0 and decodes + len(prompts) < limits.max_num_seqs:
         request = queue[0]
-        is_back = request in paging.preempted
-        tokens = tokens_to_compute(world, machine, request)
+        is_back = request in machine.preempted
+        tokens = world.tokens_to_compute(machine, request)
         kept_free = paging.watermark_tokens if decodes + len(prompts) else 0
         if not (is_back or machine.admits) or paging.in_blocks(tokens) + kept_free > machine.free_tokens:
             return
@@ -130,7 +121,7 @@ def start_iteration(world: World, machine: SimMachine, batch: Batch) -> float:
         prompt_tokens += chunk
         attention += chunk * (2 * context + chunk)
         prefill_context += context
-        row[b.KV_HELD] += chunk + (context + chunk == tokens_to_compute(world, machine, request))
+        row[b.KV_HELD] += chunk + (context + chunk == world.tokens_to_compute(machine, request))
         if math.isnan(world.outcome.prompt_start_s[request]):
             world.outcome.prompt_start_s[request] = world.clock.now
     machine.running_prompts = len(batch.prompts)
@@ -141,38 +132,12 @@ def end_chunk(world: World, machine: SimMachine, request: int, now_s: float) -> 
     """A chunk is in the cache; the last one yields a token, and the request goes on."""
     paging = paging_of(machine)
     paging.computed[request] += paging.chunks[request]
-    if paging.computed[request] < tokens_to_compute(world, machine, request):
+    if paging.computed[request] < world.tokens_to_compute(machine, request):
         paging.unfinished = request
         return
     paging.unfinished = -1
     del paging.computed[request]
-    preempted = paging.preempted.pop(request, None)
-    if preempted is None:
-        end_prompt(world, machine, request, now_s)
-    else:
-        end_recomputation(world, machine, request, preempted, now_s)
-
-
-def end_recomputation(world: World, machine: SimMachine, request: int, preempted: Preempted, now_s: float) -> None:
-    """A preempted decode has its cache again, and its next token."""
-    row = machine.row
-    row[b.TOKEN_WEIGHTED] -= world.weight_to_next_token(request)
-    row[b.TOKEN_WEIGHT] += world.ledger.token_weight[request]
-    tbt_max_s = preempted.tbt_max_s
-    if math.isnan(world.outcome.first_token_s[request]):
-        yield_first_token(world, machine, request, now_s)
-    else:
-        row[b.CONTEXT] += 1
-        row[b.REMAINING] -= 1
-        world.ledger.tokens_out += 1
-        tbt_max_s = max(tbt_max_s, now_s - preempted.last_token_s)
-    remaining_tokens = preempted.remaining_tokens - 1
-    if remaining_tokens > 0:
-        machine.decodes.join(request, world.whole_tokens[request], remaining_tokens, now_s, tbt_max_s)
-        return
-    end_decode(world, machine, request, tbt_max_s, now_s)
-    if row[b.DECODES] + row[b.COMING] == 0:
-        row[[b.REMAINING, b.TOKEN_WEIGHT, b.TOKEN_WEIGHTED]] = 0.0
+    end_computation(world, machine, request, now_s)
 
 
 def paging_of(machine: SimMachine) -> Paging:

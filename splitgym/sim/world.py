@@ -17,7 +17,7 @@ from splitgym.sim.cluster import Scenario
 from splitgym.sim.decoding import Decodes
 from splitgym.sim.ledger import Ledger
 from splitgym.sim.network import SharedNetwork
-from splitgym.sim.paging import Paging
+from splitgym.sim.paging import Paging, Preempted
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.rows import FAILED, IN_FLIGHT, RequestRows
 from splitgym.view import DRAINING, LIFECYCLES, PROMPT, READY, ROLES, TOKEN
@@ -49,7 +49,8 @@ class SimMachine:
     running_prompts: int = 0
     busy: bool = False
     paging: Paging | None = None  # under discipline `vllm`
-    put_back: int = 0  # preempted decodes that wait in the queue
+    preempted: dict[int, Preempted] = field(default_factory=dict)  # decodes without a cache, until it is recomputed
+    put_back: int = 0  # those of them that wait in the queue
     largest: tuple[int, int, int] = (0, 0, 0)  # batch tokens with prompts, decodes, their context, of any iteration
     wake: simpy.Event | None = None  # set while idle
 
@@ -134,6 +135,8 @@ class World:
         self.draining: dict[int, SimMachine] = {}
         self.network = SharedNetwork(self.clock, [machine.link_bytes_per_s for machine in self.machines])
         self.preemptions = 0
+        self.leases: dict[int, simpy.Event] = {}  # their ends, of caches that wait for room
+        self.recomputations = 0  # prompts computed again because a lease ended
         for index, limits in enumerate(cluster.vllm):
             self.machines[index].paging = Paging(limits, cluster.watermark_tokens[index])
 
@@ -177,6 +180,13 @@ class World:
         """Its weight in the weighted slowdown until its next token is there."""
         waits = math.isnan(self.outcome.first_token_s[request])
         return self.ledger.prompt_weight[request] if waits else self.ledger.token_weight[request]
+
+    def tokens_to_compute(self, machine: SimMachine, request: int) -> int:
+        """Its prompt; where its cache was lost, with the tokens so far."""
+        preempted = machine.preempted.get(request)
+        if preempted is None:
+            return self.prompt_tokens[request]
+        return self.whole_tokens[request] - preempted.remaining_tokens
 
     def need_here(self, machine: SimMachine, request: int) -> int:
         """KV tokens a request takes on its prompt machine: all of it where its token phase follows there."""

@@ -44,6 +44,7 @@ class Random:
 
 OVERHEADS = st.sampled_from([(0.0, 0.0), (0.004, 0.0), (0.01, 0.0002)])  # of a transfer, of each of its blocks
 NETWORKS = st.sampled_from(["ideal", "shared"])
+LEASES_S = st.sampled_from([None, None, 0.05, 0.5, 3.0])
 
 
 @st.composite
@@ -82,7 +83,7 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
         roles,
         latency=law(0.3, 0.05),
         kv_capacity_tokens=capacity,
-        transfer=Transfer(mode, *draw(OVERHEADS), draw(NETWORKS)),
+        transfer=Transfer(mode, *draw(OVERHEADS), draw(NETWORKS), draw(LEASES_S)),
         batching=batching,
         switch_s=draw(st.sampled_from([0.0, 1.5])),
         link_bytes_per_s=draw(st.sampled_from([1e15, 1e8])),  # a prompt takes no time, or up to 0.7 s
@@ -109,7 +110,9 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
         model=model_spec("llama2-70b"),
         baseline=load_profile("llama2-70b", "a100-80gb"),
         batching=Batching(draw(st.sampled_from([512, 2048])), draw(st.sampled_from([3, 16, 512])), 4),
-        transfer=Transfer(draw(st.sampled_from(["serialized", "layerwise"])), *draw(OVERHEADS), draw(NETWORKS)),
+        transfer=Transfer(
+            draw(st.sampled_from(["serialized", "layerwise"])), *draw(OVERHEADS), draw(NETWORKS), draw(LEASES_S)
+        ),
         slo=Slo(),
         switch_s=draw(st.sampled_from([0.0, 0.3])),
         first_token=draw(st.sampled_from(FIRST_TOKEN)),

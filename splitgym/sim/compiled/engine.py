@@ -73,6 +73,11 @@ class CompiledEngine:
         """How often a running request lost its cache (discipline `vllm`)."""
         return int(self._run["preemptions"])
 
+    @property
+    def recomputations(self) -> int:
+        """How often a cache's lease ended and its prompt was computed again."""
+        return int(self._run["recomputations"])
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copied or loaded: its arrays lie elsewhere now."""
         self.__dict__.update(state)

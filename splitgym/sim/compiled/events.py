@@ -5,9 +5,11 @@ Keys of events are the contract's (kind, machine, request).
 
 from __future__ import annotations
 
+import numpy as np
+
 from splitgym.jit import lean_njit
-from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, MACHINE_START, TRANSFER_END
-from splitgym.sim.compiled.state import Records, State
+from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, LEASE_END, MACHINE_START, TRANSFER_END
+from splitgym.sim.compiled.state import NEVER_S, Records, State
 
 
 @lean_njit
@@ -123,6 +125,32 @@ def set_time(ends: Records, m: int, time_s: float) -> None:
 
 
 @lean_njit
+def plan_lease_end(s: State, r: int) -> None:
+    """A cache waits for room from now on. Leases are of one length: those that began first end first."""
+    run, request = s.run[0], s.requests[r]
+    request.lease_end_s = run.now_s + run.kv_lease_s
+    request.next_leased = -1
+    if run.first_leased < 0:
+        run.first_leased = r
+        run.next_lease_end_s = request.lease_end_s
+    else:
+        s.requests[run.last_leased].next_leased = r
+    run.last_leased = r
+
+
+@lean_njit
+def forget_lease_end(s: State, r: int) -> None:
+    """The cache waits no more. The first of the chain is always one that waits."""
+    run = s.run[0]
+    s.requests[r].lease_end_s = np.nan
+    first = run.first_leased
+    while first >= 0 and np.isnan(s.requests[first].lease_end_s):
+        first = s.requests[first].next_leased
+    run.first_leased = first
+    run.next_lease_end_s = s.requests[first].lease_end_s if first >= 0 else NEVER_S
+
+
+@lean_njit
 def next_event(s: State) -> tuple[float, int]:
     """When the next event happens, NEVER_S if none does, and its kind."""
     run = s.run[0]
@@ -135,6 +163,8 @@ def next_event(s: State) -> tuple[float, int]:
         end_s = s.flow_ends[1].time_s
         if end_s < time_s or (end_s == time_s and kind > TRANSFER_END):
             time_s, kind = end_s, TRANSFER_END
+    if run.next_lease_end_s < time_s or (run.next_lease_end_s == time_s and kind > LEASE_END):
+        time_s, kind = run.next_lease_end_s, LEASE_END
     if run.next_arrival_s < time_s or (run.next_arrival_s == time_s and kind > ARRIVAL):
         time_s, kind = run.next_arrival_s, ARRIVAL
     if run.next_tick_s < time_s or (run.next_tick_s == time_s and kind > CONTROL_TICK):

@@ -5,6 +5,8 @@ Discipline `splitwise`, and what both disciplines share.
 
 from __future__ import annotations
 
+import numpy as np
+
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
 from splitgym.sim import books as b
@@ -13,6 +15,7 @@ from splitgym.sim.compiled.decoding import (
     FORCED,
     LEFT_OUT,
     SERVED,
+    add_decode,
     join_decodes,
     leave_some_out,
     serve_all,
@@ -28,6 +31,7 @@ from splitgym.sim.compiled.first_tokens import (
     yield_first_token,
     yield_first_tokens,
 )
+from splitgym.sim.compiled.leases import start_lease
 from splitgym.sim.compiled.memory import admits, free, in_blocks, join, receive, send, wait_for_room
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
@@ -50,7 +54,7 @@ def form_batch(s: State, m: int) -> bool:
     machine.batch_prompts = 0
     while machine.queue_first >= 0 and size < run.max_batch_size:
         r = machine.queue_first
-        prompt_tokens = s.requests[r].prompt_tokens
+        prompt_tokens = tokens_to_compute(s, r)
         if size > 0 and tokens + prompt_tokens > run.max_batch_tokens:
             break
         if not reserve_for_prompt(s, m, r):
@@ -59,6 +63,9 @@ def form_batch(s: State, m: int) -> bool:
         machine.batch_prompts += 1
         size += 1
         tokens += prompt_tokens
+        if s.requests[r].was_preempted:
+            machine.put_back -= 1
+            receive(s, m)
     if machine.queue_first < 0:
         machine.queue_last = -1
     machine.queued -= machine.batch_prompts
@@ -125,9 +132,9 @@ def mark_served(s: State, m: int, forced: int, room: int) -> None:
 @lean_njit
 def reserve_for_prompt(s: State, m: int, r: int) -> bool:
     """Take the memory a prompt needs before its iteration, here and, layer-wise, at its destination."""
-    if not admits(s, m):
-        return False
     machine, request = s.machines[m], s.requests[r]
+    if not (request.was_preempted or admits(s, m)):
+        return False
     need = need_here(s, m, r)
     if need > machine.kv_capacity_tokens - machine.kv_used_tokens:
         return False
@@ -154,6 +161,12 @@ def is_sent(s: State, r: int) -> bool:
 
 
 @lean_njit
+def tokens_to_compute(s: State, r: int) -> int:
+    """Its prompt; where its cache was lost, with the tokens so far."""
+    return s.requests[r].prompt_tokens + s.requests[r].generated  # type: ignore[no-any-return]
+
+
+@lean_njit
 def need_here(s: State, m: int, r: int) -> int:
     """KV tokens a request takes on its prompt machine: all of it where its token phase follows there."""
     request = s.requests[r]
@@ -176,9 +189,11 @@ def start_iteration(s: State, m: int) -> float:
     r = machine.batch_first
     for _ in range(count):
         request = s.requests[r]
-        prompt_tokens += request.prompt_tokens
-        attention += request.prompt_tokens * request.prompt_tokens
-        request.prompt_start_s = run.now_s
+        tokens = tokens_to_compute(s, r)
+        prompt_tokens += tokens
+        attention += tokens * tokens
+        if not request.was_preempted:
+            request.prompt_start_s = run.now_s
         r = request.next
     if count > 0:
         row[b.WAITING] -= count
@@ -309,6 +324,30 @@ def end_prompt(s: State, m: int, r: int) -> None:
     else:
         wait_for_room(s, d, r)
         receive(s, d)
+        start_lease(s, r)
+
+
+@lean_njit
+def end_recomputation(s: State, m: int, r: int) -> None:
+    """A decode that had lost its cache has it again, and its next token."""
+    row, request, run = s.books[m], s.requests[r], s.run[0]
+    row[b.TOKEN_WEIGHTED] -= weight_to_next_token(s, r)
+    row[b.TOKEN_WEIGHT] += request.token_weight
+    if np.isnan(request.first_token_s):
+        yield_first_token(s, m, r)
+    else:
+        row[b.CONTEXT] += 1
+        row[b.REMAINING] -= 1
+        run.tokens_out += 1
+        request.tbt_max_s = max(request.tbt_max_s, run.now_s - request.last_token_s)
+    remaining_tokens = request.output_tokens - request.generated - 1
+    request.last_token_s = run.now_s
+    if remaining_tokens > 0:
+        add_decode(s, m, r, remaining_tokens)
+        return
+    end_decode(s, m, r)
+    if row[b.DECODES] + row[b.COMING] == 0:
+        row[b.REMAINING] = row[b.TOKEN_WEIGHT] = row[b.TOKEN_WEIGHTED] = 0.0
 
 
 @lean_njit

@@ -15,12 +15,15 @@ KINDS = (
     *("iteration", "transfer", "switch"),
     # of discipline `vllm`:
     "preempted",
+    # where a lease ends:
+    "cache_dropped",
 )
 ARRIVED, ASSIGNED, FAILED, FIRST_TOKEN, TRANSFER_START, TRANSFER_END, FINISH = range(7)
 ROLE = 7  # of the first role
 SWITCHING, READY = 10, 11
 ITERATION, TRANSFER, SWITCH = 12, 13, 14
 PREEMPTED = 15
+CACHE_DROPPED = 16
 
 
 @lean_njit

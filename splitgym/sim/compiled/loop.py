@@ -18,7 +18,7 @@ from splitgym.sim.books import (
     renew_masks,
     show_times,
 )
-from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, MACHINE_START, TRANSFER_END
+from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, LEASE_END, MACHINE_START, TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
 from splitgym.sim.compiled.events import (
@@ -31,6 +31,7 @@ from splitgym.sim.compiled.events import (
 from splitgym.sim.compiled.first_tokens import is_answered_late
 from splitgym.sim.compiled.iterations import need_here
 from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN, Kernel, function_at
+from splitgym.sim.compiled.leases import end_lease
 from splitgym.sim.compiled.machine import end_iteration, start_machine
 from splitgym.sim.compiled.memory import end_transfer
 from splitgym.sim.compiled.network import end_next
@@ -72,6 +73,8 @@ def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
         r = end_next(s)
         if r >= 0:
             end_transfer(s, r)
+    elif kind == LEASE_END:
+        end_lease(s)
     else:
         key = s.events[0].key
         pop(s.events, run.events)

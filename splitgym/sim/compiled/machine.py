@@ -6,7 +6,13 @@ from splitgym.jit import lean_njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.events import plan_iteration_end, plan_start
-from splitgym.sim.compiled.iterations import end_decodes, end_prompt, form_batch, start_iteration
+from splitgym.sim.compiled.iterations import (
+    end_decodes,
+    end_prompt,
+    end_recomputation,
+    form_batch,
+    start_iteration,
+)
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.vllm import end_chunk, form_chunked_batch, start_chunks
@@ -35,7 +41,13 @@ def end_iteration(s: State, m: int) -> None:
     r = machine.batch_first
     for _ in range(count):
         following = s.requests[r].next
-        if not run.is_vllm or end_chunk(s, m, r):
+        if run.is_vllm:
+            is_prompt_over = end_chunk(s, m, r)
+        else:
+            is_prompt_over = not s.requests[r].was_preempted
+            if not is_prompt_over:
+                end_recomputation(s, m, r)
+        if is_prompt_over:
             end_prompt(s, m, r)
         r = following
     machine.batch_prompts = 0

@@ -8,7 +8,7 @@ from splitgym.sim.books import overhead_of_s
 from splitgym.sim.clock import TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
-from splitgym.sim.compiled.events import make_runnable, plan
+from splitgym.sim.compiled.events import forget_lease_end, make_runnable, plan
 from splitgym.sim.compiled.first_tokens import tokens_at_start
 from splitgym.sim.compiled.network import begin_flow
 from splitgym.sim.compiled.notes import note_change
@@ -77,7 +77,7 @@ def held_until_sent(s: State, m: int, r: int) -> int:
 
 @lean_njit
 def receive(s: State, m: int) -> None:
-    """Serialized: reserve room for waiting caches, first come first served, and send them; preempted decodes first."""
+    """Serialized: reserve room for waiting caches, first come first served, and send them; those put back first."""
     machine = s.machines[m]
     while machine.inbox_first >= 0 and admits(s, m) and machine.put_back == 0:
         r = machine.inbox_first
@@ -87,6 +87,8 @@ def receive(s: State, m: int) -> None:
         machine.inbox_first = s.requests[r].next
         if machine.inbox_first < 0:
             machine.inbox_last = -1
+        if s.run[0].first_leased >= 0:
+            forget_lease_end(s, r)
         note_change(s, m)
         s.books[m, b.WAITING] -= 1
         machine.kv_used_tokens += need

@@ -47,10 +47,12 @@ REQUEST = np.dtype(
         # In work, in chunks (`vllm`):
         ("computed", "i4"),  # tokens in the cache
         ("chunk", "i4"),  # tokens to come there in this iteration
-        ("generated", "i4"),  # tokens it had when it was last preempted as a decode
+        ("generated", "i4"),  # tokens it had when it last lost its cache as a decode
         ("admitted", "i8"),  # when, among those of its machine
-        ("was_preempted", "?"),  # as a decode
+        ("was_preempted", "?"),  # has lost its cache as a decode
         ("next", "i4"),  # in a machine's queue, batch, inbox, joining list, fresh list or list of the done
+        ("lease_end_s", "f8"),  # NaN where its cache does not wait for room
+        ("next_leased", "i4"),
         ("next_starting", "i4"),  # among decodes of its machine without a first token
         # While it decodes (`decoding`):
         ("last_token_s", "f8"),  # known where it is fresh
@@ -137,6 +139,11 @@ RUN = np.dtype(
         ("max_preemptions", "i8"),
         ("is_vllm", "?"),
         ("preemptions", "i8"),
+        ("recomputations", "i8"),  # because a lease ended
+        ("kv_lease_s", "f8"),  # NEVER_S: caches wait for room as long as it takes
+        ("first_leased", "i8"),  # caches that wait for room, in order of their leases' ends; others among them
+        ("last_leased", "i8"),
+        ("next_lease_end_s", "f8"),
         ("is_layerwise", "?"),
         ("is_shared", "?"),  # the network
         ("token_machines_answer", "?"),  # they make the first token of a request whose cache is sent
@@ -291,6 +298,10 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
     run["is_layerwise"] = cluster.transfer.mode == "layerwise"
     run["is_shared"] = cluster.transfer.is_shared
     run["token_machines_answer"] = cluster.first_token == "token_machine"
+    lease_s = cluster.transfer.kv_lease_s
+    run["kv_lease_s"] = NEVER_S if lease_s is None else lease_s
+    run["first_leased"] = run["last_leased"] = -1
+    run["next_lease_end_s"] = NEVER_S
     run["overhead_s"] = cluster.transfer.overhead_s
     run["overhead_per_block_s"] = cluster.transfer.overhead_per_block_s
     run["kv_bytes_per_token"] = cluster.model.kv_bytes_per_token
@@ -384,7 +395,7 @@ def _requests(scenario: Scenario, zeros: Zeros) -> Records:
     requests["status"] = IN_FLIGHT
     for name in ("prompt_machine", "token_machine", "next"):
         requests[name] = -1
-    for name in ("prompt_start_s", "first_token_s", "transfer_end_s", "finish_s"):
+    for name in ("prompt_start_s", "first_token_s", "transfer_end_s", "finish_s", "lease_end_s"):
         requests[name] = np.nan
     return requests
 

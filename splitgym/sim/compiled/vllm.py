@@ -7,14 +7,13 @@ import numpy as np
 from splitgym.jit import lean_njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
-from splitgym.sim.compiled.decoding import add_decode, remove_decode, whole_tokens
+from splitgym.sim.compiled.decoding import remove_decode, whole_tokens
 from splitgym.sim.compiled.first_tokens import (
     no_longer_starting,
     tokens_at_start,
     weight_to_next_token,
-    yield_first_token,
 )
-from splitgym.sim.compiled.iterations import begin, end_decode, take_place
+from splitgym.sim.compiled.iterations import begin, end_recomputation, take_place
 from splitgym.sim.compiled.memory import admits, in_blocks, receive
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
@@ -205,26 +204,3 @@ def end_chunk(s: State, m: int, r: int) -> bool:
         return True
     end_recomputation(s, m, r)
     return False
-
-
-@lean_njit
-def end_recomputation(s: State, m: int, r: int) -> None:
-    """A preempted decode has its cache again, and its next token."""
-    row, request, run = s.books[m], s.requests[r], s.run[0]
-    row[b.TOKEN_WEIGHTED] -= weight_to_next_token(s, r)
-    row[b.TOKEN_WEIGHT] += request.token_weight
-    if np.isnan(request.first_token_s):
-        yield_first_token(s, m, r)
-    else:
-        row[b.CONTEXT] += 1
-        row[b.REMAINING] -= 1
-        run.tokens_out += 1
-        request.tbt_max_s = max(request.tbt_max_s, run.now_s - request.last_token_s)
-    remaining_tokens = request.output_tokens - request.generated - 1
-    request.last_token_s = run.now_s
-    if remaining_tokens > 0:
-        add_decode(s, m, r, remaining_tokens)
-        return
-    end_decode(s, m, r)
-    if row[b.DECODES] + row[b.COMING] == 0:
-        row[b.REMAINING] = row[b.TOKEN_WEIGHT] = row[b.TOKEN_WEIGHTED] = 0.0

@@ -1,0 +1,50 @@
+"""Leases (`Transfer.kv_lease_s`): a cache that waits too long for room is dropped, and its prompt computed again.
+
+It is computed where the request's tokens are to be made, as by a token machine whose fetch finds the cache gone (vLLM's
+``kv_load_failure_policy: recompute``). So no request loses its cache twice in this way, and no memory is held for ever
+by caches that wait for each other's room.
+"""
+
+from __future__ import annotations
+
+from splitgym.sim import books as b
+from splitgym.sim.clock import LEASE_END
+from splitgym.sim.paging import Preempted
+from splitgym.sim.transfers import free
+from splitgym.sim.world import SimMachine, World
+
+
+def start_lease(world: World, request: int) -> None:
+    """Its prompt phase is over; if its cache has to wait for room, then no longer than this."""
+    lease_s = world.cluster.transfer.kv_lease_s
+    inbox = world.machines[world.outcome.token_machine[request]].inbox
+    if lease_s is None or not inbox or inbox[-1] != request:
+        return
+    end = world.leases[request] = world.clock.at(world.clock.now + lease_s, LEASE_END)
+    end.callbacks.append(lambda _: end_lease(world, request))
+
+
+def end_lease(world: World, request: int) -> None:
+    """The cache is dropped; the request waits on its token machine to be computed again."""
+    del world.leases[request]
+    source = world.machines[world.outcome.prompt_machine[request]]
+    token = world.machines[world.outcome.token_machine[request]]
+    world.recomputations += 1
+    world.log("cache_dropped", source.index, request)
+    token.inbox.remove(request)
+    remaining_tokens = world.whole_tokens[request] - world.tokens_at_start(request)
+    token.preempted[request] = Preempted(remaining_tokens, world.outcome.first_token_s[request], 0.0)
+    put_back(token, request)
+    world.make_runnable(token)
+    held = world.prompt_tokens[request] + 1
+    source.outgoing -= 1
+    source.row[b.KV_HELD] -= held
+    source.row[b.BOOKED_KV] -= held
+    free(world, source, world.held_until_sent(source, request))
+
+
+def put_back(machine: SimMachine, request: int) -> None:
+    """Into the queue, before the first that arrived later."""
+    machine.put_back += 1
+    place = next((n for n, other in enumerate(machine.queue) if other > request), len(machine.queue))
+    machine.queue.insert(place, request)
