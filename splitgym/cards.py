@@ -91,6 +91,12 @@ class TransferCard(_Strict):
     kv_lease_s: Annotated[PositiveFloat, FiniteFloat] | None = None
 
 
+class PowerCard(_Strict):
+    """A cap on what each machine draws; a group of machines may have its own."""
+
+    cap_w: Annotated[PositiveFloat, FiniteFloat] | None = None
+
+
 class SloCard(_Strict):
     """Slowdowns against the baseline machine at P50, P90, P99. Defaults: Splitwise, Table VI."""
 
@@ -115,6 +121,7 @@ class ClusterCard(_Strict):
     baseline: Hardware = "a100-80gb"  # the hardware that slowdown is measured against
     batching: BatchingCard = BatchingCard()
     transfer: TransferCard = TransferCard()
+    power: PowerCard = PowerCard()
     switch_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
     frontend_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
     first_token: Literal["prompt_machine", "token_machine"] = "prompt_machine"
@@ -152,7 +159,7 @@ class ClusterCard(_Strict):
         baseline = cached_profile(model or self.model, self.baseline, self.tensor_parallel)
         batching = self.batching.build()
         return Cluster(
-            machines=build_machines(groups, model or self.model, self.tensor_parallel, batching),
+            machines=build_machines(groups, model or self.model, self.tensor_parallel, batching, self.power.cap_w),
             model=baseline.model,
             baseline=baseline,
             batching=batching,

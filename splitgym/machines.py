@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt
 
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.hardware import HardwareProfile, list_profiles, load_profile
@@ -36,6 +36,7 @@ class MachineGroup(BaseModel):
     max_num_seqs: PositiveInt | None = None
     max_num_batched_tokens: PositiveInt | None = None
     block_size: PositiveInt | None = None
+    power_cap_w: Annotated[PositiveFloat, FiniteFloat] | None = None
 
     def batching(self, common: Batching | VllmBatching | None) -> VllmBatching | None:
         """Their settings in place of the cluster's ``common`` ones; None where they have none.
@@ -84,8 +85,9 @@ def build_machines(
     model: str,
     tensor_parallel: int,
     batching: Batching | VllmBatching | None = None,
+    power_cap_w: float | None = None,
 ) -> tuple[Machine, ...]:
-    """The machines, numbered in the order of their groups.
+    """The machines, numbered in the order of their groups; ``power_cap_w`` is that of groups without one.
 
     Raises:
         SplitgymError: if there is no profile of a group's hardware for this model and tensor parallelism.
@@ -96,6 +98,7 @@ def build_machines(
             ROLES.index(group.role),
             cached_profile(model, group.hardware, tensor_parallel),
             group.batching(batching),
+            group.power_cap_w or power_cap_w,
         )
         for group in groups
         for _ in range(group.count)

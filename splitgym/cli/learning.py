@@ -29,6 +29,9 @@ def train(
     reward: Annotated[str | None, typer.Option(help="slowdown, slo+0.1*energy, …; the card's.")] = None,
     heads: Annotated[str, typer.Option(help="Of routing: both, prompt or token (dqn needs one).")] = "both",
     other: Annotated[str | None, typer.Option(help="The policy that decides the rest; the card's.")] = None,
+    domain_randomisation: Annotated[
+        bool, typer.Option("--domain-randomisation", help="Draw the machines' latency laws anew for each episode.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the run in DIR.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -36,6 +39,9 @@ def train(
     from splitgym.cards import load_card
 
     loaded = load_card(card)
+    environment: dict[str, str | bool] = {} if heads == "both" else {"heads": heads}
+    if domain_randomisation:
+        environment["domain_randomisation"] = True
     training = _needs_learn("splitgym.learn.training")
     folder = training.train(
         loaded,
@@ -47,7 +53,7 @@ def train(
         network=network,
         reward=reward,
         other=other,
-        environment={} if heads == "both" else {"heads": heads},
+        environment=environment,
         resume=resume,
         progress=sys.stderr.isatty(),
     )

@@ -139,4 +139,14 @@ def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:
         f"energy {figure(results['energy_kwh'])} kWh; cost ${figure(results['cost_usd'])}",
         highlight=False,
     )
+    energy, cost = results["energy"], results["cost"]
+    if energy["idle_kwh"] is not None:
+        by_phase = ", ".join(f"{name} {figure(energy[f'{name}_kwh'])}" for name in ("prompt", "token", "idle"))
+        console.print(
+            f"kWh by phase: {by_phase}; "
+            f"a request {figure(energy['per_request_j'])} J, ${figure(cost['per_request_usd'])}; "
+            f"an output token {figure(energy['per_output_token_j'])} J, "
+            f"a million ${figure(cost['per_million_output_tokens_usd'])}",
+            highlight=False,
+        )
     console.print(f"{results['wall_s']:.2f} s of computing; results in {out}", highlight=False, soft_wrap=True)

@@ -81,6 +81,8 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
         action: ``machine`` or ``pool`` (repurposing).
         arrival_group: environments of one group play the same scenarios, episode by episode, whatever their seeds;
             ``reset(seed=…)`` goes back to the first. For baselines that depend on the arrivals.
+        domain_randomisation: in each episode machines take the times of a law drawn, for each profile, from the
+            profile's uncertainty and the scenario's seed. Predicted times and the baseline stay the profile's.
         engine: what simulates: ``compiled`` or ``reference``; they are equal to the last bit.
         record: keep the event log (`recorder`).
         render_mode: ``ansi`` or ``rgb_array`` (needs matplotlib).
@@ -111,6 +113,7 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
         heads: str = "both",
         action: str = "machine",
         arrival_group: int | None = None,
+        domain_randomisation: bool = False,
         engine: str = DEFAULT_ENGINE,
         record: bool = False,
         render_mode: str | None = None,
@@ -134,6 +137,7 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
             heads=heads,
             action=action,
             arrival_group=arrival_group,
+            domain_randomisation=domain_randomisation,
             engine=engine,
             record=record,
         )

@@ -15,11 +15,12 @@ from splitgym.cards import KINDS, Card, load_card
 from splitgym.envs.actions import make_actions
 from splitgym.envs.episode import Roster
 from splitgym.envs.observations import SCALES, Observer
+from splitgym.envs.randomisation import with_drawn_laws
 from splitgym.envs.rewards import Reward, RewardSpec
 from splitgym.envs.stepping import LEARNERS, Rules
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.policies.registry import make_policy
-from splitgym.randomness import SPLITS
+from splitgym.randomness import SPLITS, Streams
 from splitgym.sim.cluster import Cluster, Scenario
 from splitgym.sim.run import DEFAULT_ENGINE, ENGINES, Decider
 from splitgym.workload import Requests, read_trace
@@ -55,6 +56,7 @@ class Setting:
         heads: str = "both",
         action: str = "machine",
         arrival_group: int | None = None,
+        domain_randomisation: bool = False,
         engine: str = DEFAULT_ENGINE,
         record: bool = False,
     ) -> None:
@@ -80,6 +82,11 @@ class Setting:
         if max_machines is not None and max_machines < count:
             raise SplitgymError(f"max_machines: {max_machines} is less than the card's {count}; raise it")
         self.arrival_group = arrival_group
+        if not isinstance(domain_randomisation, bool):
+            raise SplitgymError(f"domain_randomisation: {domain_randomisation!r}; give True or False")
+        self.domain_randomisation = domain_randomisation
+        if domain_randomisation:
+            with_drawn_laws(self.cluster, Streams(0, split))  # raises where there is nothing to draw from
         self.engine = known("engine", engine, tuple(ENGINES))
         self.record = record
         self.actions = make_actions(self.kind, self.cluster, max_machines or count, heads, action)
@@ -141,6 +148,8 @@ class Setting:
         scenario = self.card.scenario(seed, self.split, requests=requests, **self._variant)
         if requests is not None and self._variant["horizon_s"] is not None:
             scenario = replace(scenario, horizon_s=self._variant["horizon_s"], drain_s=self.card.episode.drain_s)
+        if self.domain_randomisation:
+            scenario = replace(scenario, cluster=with_drawn_laws(scenario.cluster, Streams(seed, self.split)))
         return scenario
 
     def _arrivals_per_step(self, rate: float | None) -> float:

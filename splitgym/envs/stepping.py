@@ -52,6 +52,8 @@ SLOT = np.dtype(
         ("ttft_missed", "i8"),
         ("tbt_missed", "i8"),
         ("energy_j", "f8"),
+        ("prompt_energy_j", "f8"),
+        ("token_energy_j", "f8"),
         ("arrived", "i8"),
         ("finished", "i8"),
         ("tokens_out", "i8"),
@@ -268,6 +270,8 @@ def note(slot, desk: BookArrays, rules: Rules, after: Meters, is_first: bool) ->
             slot.arrived,
             slot.finished,
             slot.tokens_out,
+            slot.prompt_energy_j,
+            slot.token_energy_j,
         )
         step = Step(before, after, slot.potential, potential_after, rules.gamma, rules.usd_per_s)
         slot.reward = weighted(rules.reward, step)
@@ -277,6 +281,7 @@ def note(slot, desk: BookArrays, rules: Rules, after: Meters, is_first: bool) ->
     slot.slowdown = after.slowdown
     slot.ttft_missed, slot.tbt_missed = after.ttft_missed, after.tbt_missed
     slot.energy_j = after.energy_j
+    slot.prompt_energy_j, slot.token_energy_j = after.prompt_energy_j, after.token_energy_j
     slot.arrived, slot.finished, slot.tokens_out = after.arrived, after.finished, after.tokens_out
     slot.potential = potential_after
 

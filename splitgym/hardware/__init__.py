@@ -5,6 +5,7 @@ from splitgym.hardware.latency import LAW_SIZE, LatencyLaw, iteration_s
 from splitgym.hardware.law_fit import FitReport, PointFit, fit_law, report_fit
 from splitgym.hardware.layer_calibration import fit_layer_profile
 from splitgym.hardware.models import ModelSpec, model_spec
+from splitgym.hardware.power import PowerLaw
 from splitgym.hardware.profile import (
     FitError,
     HardwareProfile,
@@ -26,6 +27,7 @@ __all__ = [
     "LawUncertainty",
     "ModelSpec",
     "PointFit",
+    "PowerLaw",
     "Provenance",
     "ValidRange",
     "drawn_law",

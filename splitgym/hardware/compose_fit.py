@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from splitgym.hardware.compose import LEAST_KERNEL_S, NUM_PARTS, Batches, Composition, IntArray
-from splitgym.hardware.fit import IDLE_POWER_FRACTION, UNMEASURED_DECODE_POWER_FRACTION
 from splitgym.hardware.latency import LatencyLaw, Points, iteration_s, least_mixed_decode_s
 from splitgym.hardware.law_fit import rounded
 from splitgym.hardware.models import MachineSpec, load_facts
 from splitgym.hardware.operators import FloatArray, read_operators
+from splitgym.hardware.power_fit import declared_assumptions, declared_power
 from splitgym.hardware.profile import FitError, HardwareProfile, Provenance, ValidRange
 from splitgym.hardware.uncertainty import spread_of
 from splitgym.randomness import Streams
@@ -79,9 +79,7 @@ def compose_profile(
         hardware=machine.name,
         tensor_parallel=tensor_parallel,
         law=law,
-        idle_power_w=round(IDLE_POWER_FRACTION * machine.tdp_w * share, 1),
-        prompt_power_w=round(machine.tdp_w * share, 1),
-        decode_power_w=round(UNMEASURED_DECODE_POWER_FRACTION * machine.uncapped_tdp_w * share, 1),
+        power=declared_power(machine, share),
         cost_usd_per_hour=round(machine.cost_usd_per_hour * share, 4),
         hbm_bytes=hbm_bytes,
         link_bytes_per_s=machine.link_bytes_per_s * share,
@@ -248,7 +246,6 @@ def _assumptions(machine: MachineSpec) -> tuple[str, ...]:
         " warm in the cache",
         f"norms, rotation, cache writes, activation: {LEAST_KERNEL_S * 1e6:g} µs each and their bytes at full memory"
         " bandwidth, declared",
-        f"power of a machine: prompt at its TDP, {machine.tdp_w:g} W; decode {UNMEASURED_DECODE_POWER_FRACTION:g} of"
-        f" {machine.uncapped_tdp_w:g} W, idle {IDLE_POWER_FRACTION:g} of TDP, declared",
+        *declared_assumptions(machine),
         f"the group has its share of a machine of {machine.gpus} GPUs in power, cost and link",
     )

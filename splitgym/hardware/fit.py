@@ -12,21 +12,15 @@ from splitgym.hardware.measurements import (
     OperatingPoint,
     Run,
     choose_runs,
-    decode_power_fraction,
     medians,
     read_runs,
     without_corrupt,
 )
 from splitgym.hardware.models import MachineSpec, load_facts
+from splitgym.hardware.power_fit import measured_assumptions, measured_power
 from splitgym.hardware.profile import HardwareProfile, Provenance, ValidRange
 from splitgym.hardware.uncertainty import LawUncertainty, spread_of
 from splitgym.randomness import Streams
-
-IDLE_POWER_FRACTION = 0.25
-"""Share of TDP a machine draws between iterations: declared, not measured."""
-
-UNMEASURED_DECODE_POWER_FRACTION = 0.5
-"""Share of TDP while decoding where the profile has no power: declared, not measured."""
 
 NUM_REFITS = 40
 """Refits to resampled runs that tell the coefficients' spread."""
@@ -47,7 +41,7 @@ def fit_profile(
 
     Args:
         csv_path: profiled runs, with the columns of `measurements.COLUMNS`, times in ms; with
-            ``average_power``, a share of the GPUs' TDP, the power while decoding is taken from it.
+            ``average_power`` and ``peak_power``, shares of the GPUs' TDP, the power law is taken from them.
         out_path: the YAML file to write; it appears whole or not at all.
         model: which set, where the file holds several.
         hardware: likewise.
@@ -72,17 +66,12 @@ def fit_profile(
     least_context_s = rounded(spec.kv_bytes_per_token / (group * machine.hbm_bytes_per_s_per_gpu))
     law = fit_law(points, least_context_s)
     alike = [run for run in every_run if (run.model, run.tensor_parallel) == (model_name, group)]
-    powered = sorted({run.hardware for run in alike if run.power_fraction > 0})
-    measured = decode_power_fraction(alike)
-    decode_fraction = UNMEASURED_DECODE_POWER_FRACTION if measured is None else measured
     profile = HardwareProfile(
         model=spec,
         hardware=hardware_name,
         tensor_parallel=group,
         law=law,
-        idle_power_w=round(IDLE_POWER_FRACTION * machine.tdp_w * share, 1),
-        prompt_power_w=round(machine.tdp_w * share, 1),
-        decode_power_w=round(min(machine.tdp_w, decode_fraction * machine.uncapped_tdp_w) * share, 1),
+        power=measured_power(machine, share, alike),
         cost_usd_per_hour=round(machine.cost_usd_per_hour * share, 4),
         hbm_bytes=group * machine.hbm_bytes_per_gpu,
         link_bytes_per_s=machine.link_bytes_per_s * share,
@@ -97,7 +86,7 @@ def fit_profile(
                 " smaller batch"
                 for point in corrupt
             ),
-            assumptions=_assumptions(machine, measured, powered),
+            assumptions=_assumptions(machine, alike),
         ),
         uncertainty=_uncertainty(law, runs, points, least_context_s),
     )
@@ -144,12 +133,7 @@ def _how_fitted(num_runs: int, num_points: int) -> str:
     )
 
 
-def _assumptions(machine: MachineSpec, decode_fraction: float | None, powered: list[str]) -> tuple[str, ...]:
-    if decode_fraction is None:
-        decode = f"{UNMEASURED_DECODE_POWER_FRACTION:g} of {machine.uncapped_tdp_w:g} W, declared"
-    else:
-        decode = f"{decode_fraction:.3g} of {machine.uncapped_tdp_w:g} W, the GPUs' share as measured on"
-        decode += f" {', '.join(powered)} with this model and group"
+def _assumptions(machine: MachineSpec, powered: Sequence[Run]) -> tuple[str, ...]:
     return (
         *([machine.note] if machine.note else []),
         "mixed batches were not measured: mixed_context_s = decode_context_s, and mixed_decode_s is the least"
@@ -158,7 +142,6 @@ def _assumptions(machine: MachineSpec, decode_fraction: float | None, powered: l
         " and context are not crossed in the runs, which leaves it weakly identified",
         "host_s = 0: the runs time whole iterations, the host's share included",
         "prefill_context_s = 0: no chunked prompts were measured",
-        f"power of a machine: prompt at its TDP, {machine.tdp_w:g} W; decode {decode};"
-        f" idle {IDLE_POWER_FRACTION:g} of TDP, declared",
+        *measured_assumptions(machine, powered),
         f"the group has its share of a machine of {machine.gpus} GPUs in power, cost and link",
     )

@@ -1,6 +1,7 @@
-"""The latency law: how long one iteration of a machine takes.
+"""The latency law: how long one iteration of a machine takes, and what it draws meanwhile.
 
-One scalar compiled function, `iteration_s`, is called by every engine; `LatencyLaw` is its readable face.
+Two scalar compiled functions, `iteration_s` and `power_w`, are called by every engine; `LatencyLaw` and
+`splitgym.hardware.power.PowerLaw` are their readable faces.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ MAX_POINTS = 24
 
 _HOST, _PER_PROMPT, _ATTENTION, _PREFILL_CONTEXT, _DECODE_CONTEXT, _MIXED_CONTEXT, _MIXED_DECODE = range(7)
 _CROWDED, _CROWDED_FROM, _NUM_DECODE_POINTS, _NUM_BATCH_POINTS = range(7, 11)
-_DECODE_POINTS = 11
+CAP_W, CAP_SLOWDOWN, NUM_PROMPT_WATTS, NUM_DECODE_WATTS = range(11, 15)  # written by PowerLaw; 0: no cap
+_DECODE_POINTS = 15
 _BATCH_POINTS = _DECODE_POINTS + 3 * MAX_POINTS  # places, seconds, slope of the segment that ends at each point
 
 TABULATED_DECODES, TABULATED_TOKENS = 1024, 4096
@@ -35,7 +37,10 @@ TABULATED_DECODES, TABULATED_TOKENS = 1024, 4096
 _DECODE_TABLE = _BATCH_POINTS + 3 * MAX_POINTS
 _BATCH_TABLE = _DECODE_TABLE + TABULATED_DECODES
 
-LAW_SIZE = _BATCH_TABLE + TABULATED_TOKENS
+PROMPT_WATTS = _BATCH_TABLE + TABULATED_TOKENS
+DECODE_WATTS = PROMPT_WATTS + 3 * MAX_POINTS
+
+LAW_SIZE = DECODE_WATTS + 3 * MAX_POINTS
 """Length of a packed law."""
 
 
@@ -109,11 +114,7 @@ class LatencyLaw:
         row[_NUM_DECODE_POINTS] = len(self.decode_points)
         row[_NUM_BATCH_POINTS] = len(self.batch_points)
         for start, points in ((_DECODE_POINTS, self.decode_points), (_BATCH_POINTS, self.batch_points)):
-            places, seconds = np.array(points, dtype=np.float64).T
-            row[start : start + len(points)] = places
-            row[start + MAX_POINTS : start + MAX_POINTS + len(points)] = seconds
-            slopes = start + 2 * MAX_POINTS + 1
-            row[slopes : slopes + len(points) - 1] = np.diff(seconds) / np.diff(places)
+            put_points(row, start, points)
         _fill_tables(row)
         return row
 
@@ -161,6 +162,15 @@ def piecewise_s(points: Points, places: FloatArray) -> FloatArray:
     beyond = np.maximum(places - known[-1], 0.0) * _last_slope(points)
     values: FloatArray = np.interp(places, known, seconds) + beyond
     return values
+
+
+def put_points(law_row: FloatArray, start: int, points: Points) -> None:
+    """Write a function's points into a packed law: places, heights, slopes of the segments."""
+    places, heights = np.array(points, dtype=np.float64).T
+    law_row[start : start + len(points)] = places
+    law_row[start + MAX_POINTS : start + MAX_POINTS + len(points)] = heights
+    slopes = start + 2 * MAX_POINTS + 1
+    law_row[slopes : slopes + len(points) - 1] = np.diff(heights) / np.diff(places)
 
 
 def _last_slope(points: Points) -> float:
@@ -216,8 +226,10 @@ def iteration_s(
 ) -> float:
     """Time of one iteration; a batch without prompt tokens is one of decodes only.
 
+    Under a power cap it takes longer where it would draw more: see `splitgym.hardware.power.PowerLaw`.
+
     Args:
-        law_row: (LAW_SIZE,) from `LatencyLaw.packed`.
+        law_row: (LAW_SIZE,) from `LatencyLaw.packed` or `PowerLaw.packed_with`.
         prompt_tokens: prompt tokens processed in this iteration.
         prompt_sequences: prompts they belong to.
         attention: Σ chunk · (2 · context + chunk) over prompts; halved here, so that callers keep an integer.
@@ -225,6 +237,25 @@ def iteration_s(
         decodes: sequences that yield one token each.
         decode_context: Σ over decodes of prompt tokens and tokens generated so far.
     """
+    duration_s = _uncapped_s(
+        law_row, prompt_tokens, prompt_sequences, attention, prefill_context, decodes, decode_context
+    )
+    if law_row[CAP_W] == 0:
+        return duration_s
+    excess = max(0.0, _uncapped_w(law_row, prompt_tokens, decodes) / law_row[CAP_W] - 1.0)
+    return float(duration_s * (1.0 + law_row[CAP_SLOWDOWN] * excess))
+
+
+@lean_njit
+def _uncapped_s(
+    law_row: FloatArray,
+    prompt_tokens: int,
+    prompt_sequences: int,
+    attention: int,
+    prefill_context: int,
+    decodes: int,
+    decode_context: int,
+) -> float:
     if prompt_tokens == 0:
         return float(law_row[_HOST] + _decodes_s(law_row, decodes) + law_row[_DECODE_CONTEXT] * decode_context)
     return float(
@@ -237,6 +268,33 @@ def iteration_s(
         + law_row[_MIXED_DECODE] * decodes
         + law_row[_CROWDED] * decodes * max(0.0, decode_context - law_row[_CROWDED_FROM])
     )
+
+
+@lean_njit
+def power_w(law_row: FloatArray, prompt_tokens: int, decodes: int) -> float:
+    """What a machine draws in an iteration, idling included.
+
+    Args:
+        law_row: (LAW_SIZE,) from `PowerLaw.packed_with`.
+        prompt_tokens: prompt tokens processed in this iteration.
+        decodes: sequences that yield one token each.
+    """
+    watts = _uncapped_w(law_row, prompt_tokens, decodes)
+    return float(min(watts, law_row[CAP_W])) if law_row[CAP_W] > 0 else watts
+
+
+@lean_njit
+def _uncapped_w(law_row: FloatArray, prompt_tokens: int, decodes: int) -> float:
+    decode_w = _watts(law_row, DECODE_WATTS, int(law_row[NUM_DECODE_WATTS]), decodes)
+    if prompt_tokens == 0:
+        return decode_w
+    return max(_watts(law_row, PROMPT_WATTS, int(law_row[NUM_PROMPT_WATTS]), prompt_tokens + decodes), decode_w)
+
+
+@lean_njit
+def _watts(law_row: FloatArray, start: int, num_points: int, load: int) -> float:
+    """Flat beyond the last point, where a law of times goes on rising."""
+    return _points_s(law_row, start, num_points, min(float(load), law_row[start + num_points - 1]))
 
 
 @njit

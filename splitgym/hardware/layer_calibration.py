@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from splitgym.errors import SplitgymError, did_you_mean
-from splitgym.hardware.fit import IDLE_POWER_FRACTION, UNMEASURED_DECODE_POWER_FRACTION
 from splitgym.hardware.latency import LatencyLaw
 from splitgym.hardware.layer_engine import read_engine_settings
 from splitgym.hardware.layer_fit import ErrorOf, error_of, fit_layers, refits
 from splitgym.hardware.layer_profile import BoolArray, FloatArray, Iterations, LayerProfile, read_layer_profile
 from splitgym.hardware.models import Facts, MachineSpec, ModelSpec, load_facts
+from splitgym.hardware.power_fit import declared_assumptions, declared_power
 from splitgym.hardware.profile import FitError, HardwareProfile, Provenance, ValidRange
 from splitgym.hardware.uncertainty import spread_of
 from splitgym.randomness import Streams
@@ -76,9 +76,7 @@ def fit_layer_profile(
         hardware=machine.name,
         tensor_parallel=group,
         law=law,
-        idle_power_w=round(IDLE_POWER_FRACTION * machine.tdp_w * share, 1),
-        prompt_power_w=round(machine.tdp_w * share, 1),
-        decode_power_w=round(UNMEASURED_DECODE_POWER_FRACTION * machine.uncapped_tdp_w * share, 1),
+        power=declared_power(machine, share),
         cost_usd_per_hour=round(machine.cost_usd_per_hour * share, 4),
         hbm_bytes=group * machine.hbm_bytes_per_gpu,
         link_bytes_per_s=machine.link_bytes_per_s * share,
@@ -233,7 +231,6 @@ def _assumptions(measured: LayerProfile, machine: MachineSpec, group: int, host_
         f"host_s = {host_s:g}: "
         + ("the host's time is not in a profile of layers" if host_s == 0 else "one scalar, fitted on a run"),
         "per_prompt_s = 0: no iteration had more than one prompt",
-        f"power of a machine: prompt at its TDP, {machine.tdp_w:g} W; decode {UNMEASURED_DECODE_POWER_FRACTION:g} of"
-        f" it, idle {IDLE_POWER_FRACTION:g} of it, declared",
+        *declared_assumptions(machine),
         f"the group has its share of a machine of {machine.gpus} GPUs in power, cost and link",
     )

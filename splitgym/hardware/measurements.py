@@ -41,6 +41,7 @@ class Run:
     prompt_s: float
     token_s: float
     power_fraction: float  # average over the run as a share of the GPUs' TDP; 0 where it was not measured
+    peak_power_fraction: float = 0.0  # likewise the peak
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -177,6 +178,7 @@ def _run(place: str, row: dict[str, str | None]) -> Run:
         prompt_s=times["prompt_time"] / 1000,
         token_s=times["token_time"] / 1000,
         power_fraction=parsed_number(place, "average_power", row.get("average_power") or "0"),
+        peak_power_fraction=parsed_number(place, "peak_power", row.get("peak_power") or "0"),
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.hardware.latency import LatencyLaw
 from splitgym.hardware.models import Count, ModelSpec, Positive
+from splitgym.hardware.power import PowerLaw
 from splitgym.hardware.uncertainty import LawUncertainty
 from splitgym.yaml_file import read_model, write_yaml
 
@@ -80,9 +81,7 @@ class HardwareProfile:
     hardware: str
     tensor_parallel: Count
     law: LatencyLaw
-    idle_power_w: NonNegative
-    prompt_power_w: NonNegative
-    decode_power_w: NonNegative
+    power: PowerLaw
     cost_usd_per_hour: NonNegative
     hbm_bytes: Count
     link_bytes_per_s: Positive

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from splitgym.metrics.bill import JOULES_PER_KWH, cost_of, cost_usd, energy_of
 from splitgym.metrics.charged import Charged, charge
 from splitgym.sim.cluster import Scenario, Slo
 from splitgym.sim.ledger import Meters
@@ -19,8 +20,6 @@ LATENCIES = ("ttft", "tbt", "e2e")
 PERCENTS = (50, 90, 99)
 SLO_NAMES = tuple(f"{latency}_p{percent}" for latency in LATENCIES for percent in PERCENTS)
 """The nine objectives: slowdown of TTFT, TBT and E2E at P50, P90 and P99."""
-
-JOULES_PER_KWH = 3.6e6
 
 
 def summary(rows: RequestRows, scenario: Scenario, meters: Meters | None) -> dict[str, Any]:
@@ -34,7 +33,8 @@ def summary(rows: RequestRows, scenario: Scenario, meters: Meters | None) -> dic
     Returns:
         ``requests {arrived, completed, failed, abandoned, in_flight}``; ``ttft_s``, ``tbt_s``, ``e2e_s`` and
         ``slowdown {ttft, tbt, e2e}``, each ``{mean, p50, p90, p99}``; ``slo {met, ttft_p50, …, e2e_p99}``,
-        true or false; ``goodput_rps`` (see `goodput_rps`); ``energy_kwh``; ``cost_usd``.
+        true or false; ``goodput_rps`` (see `goodput_rps`); ``energy_kwh``; ``cost_usd``; ``energy`` and ``cost``, what
+        they were for (see `splitgym.metrics.bill`).
     """
     return _summary(charge(rows, scenario), rows, scenario, meters)
 
@@ -45,8 +45,9 @@ def scorecard(rows: RequestRows, scenario: Scenario, meters: Meters | None) -> d
     Returns:
         ``slowdown`` (the mean of `Charged.slowdown`); ``ttft_mean_s``, ``ttft_p50_s`` … ``e2e_p99_s``;
         ``ttft_slowdown_mean`` … ``e2e_slowdown_p99``; ``slo_met`` (1 if all nine hold) and ``slo_fraction``
-        (of the nine); ``goodput_rps``, ``energy_kwh``, ``cost_usd``, ``completed_fraction``. NaN where no request
-        gives one.
+        (of the nine); ``goodput_rps``, ``energy_kwh``, ``cost_usd``, ``completed_fraction``; ``energy_prompt_kwh`` …
+        ``energy_per_output_token_j``, ``cost_per_request_usd``, ``cost_per_million_output_tokens_usd``. NaN where no
+        request gives one.
     """
     charged = charge(rows, scenario)
     full = _summary(charged, rows, scenario, meters)
@@ -62,6 +63,8 @@ def scorecard(rows: RequestRows, scenario: Scenario, meters: Meters | None) -> d
         "cost_usd": full["cost_usd"],
         "completed_fraction": _mean(charged.completed.astype(np.float64)),
     }
+    card |= {f"energy_{name}": value for name, value in full["energy"].items()}
+    card |= {f"cost_{name}": value for name, value in full["cost"].items() if name != "per_hour_usd"}
     return {name: math.nan if value is None else float(value) for name, value in card.items()}
 
 
@@ -91,7 +94,9 @@ def _summary(charged: Charged, rows: RequestRows, scenario: Scenario, meters: Me
         "slo": {"met": all(objectives.values()), **objectives},
         "goodput_rps": goodput_rps(charged, scenario, rows.end_s),
         "energy_kwh": None if meters is None else meters.energy_j / JOULES_PER_KWH,
-        "cost_usd": _cost_usd(scenario, rows.end_s),
+        "cost_usd": cost_usd(scenario, rows.end_s),
+        "energy": energy_of(rows, meters),
+        "cost": cost_of(rows, scenario),
     }
 
 
@@ -116,9 +121,3 @@ def _statistics(values: FloatArray) -> dict[str, float | None]:
 
 def _mean(values: FloatArray) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-def _cost_usd(scenario: Scenario, end_s: float) -> float:
-    """All machines, at their hourly cost, from the run's start to its end."""
-    usd_per_hour = sum(machine.profile.cost_usd_per_hour for machine in scenario.cluster.machines)
-    return usd_per_hour * end_s / 3600

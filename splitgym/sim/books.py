@@ -16,7 +16,7 @@ from splitgym.features import NUM_CLUSTER_FEATURES, NUM_MACHINE_FEATURES, NUM_RE
 from splitgym.hardware import HardwareProfile
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
-from splitgym.sim.cluster import KV_BLOCK_TOKENS, Cluster
+from splitgym.sim.cluster import Cluster
 from splitgym.view import DOWN, DRAINING, PROMPT, READY, SWITCHING, TICK, TOKEN, ClusterView
 
 FloatArray = npt.NDArray[np.float64]
@@ -53,7 +53,7 @@ NUM_COLUMNS = 20
 KV_CAPACITY, PROMPT_RATE, DECODE_ITERATION_S, LINK_BYTES_PER_S = range(4)
 
 # Places in the costs.
-KV_BYTES_PER_TOKEN, TRANSFER_OVERHEAD_S, OVERHEAD_PER_BLOCK_S, SWITCH_S, LEAST_CAPACITY = range(5)
+KV_BYTES_PER_TOKEN, TRANSFER_OVERHEAD_S, OVERHEAD_PER_BLOCK_S, SWITCH_S, LEAST_CAPACITY, BLOCK_TOKENS = range(6)
 
 WINDOW_S = 10.0
 """Arrival rates are over the current window and the one before: 10 to 20 s."""
@@ -66,7 +66,7 @@ class BookArrays(NamedTuple):
     facts: FloatArray  # (num_machines, 4)
     laws: FloatArray  # (num_laws, LAW_SIZE)
     baseline_law: FloatArray  # (LAW_SIZE,)
-    costs: FloatArray  # (5,) KV bytes per token, transfer overheads, switching time, least KV capacity of a machine
+    costs: FloatArray  # (6,) the places above
     arrived: FloatArray  # (2, 3): this window, the one before x requests, prompt tokens, output tokens
     window: IntArray  # (1,) which window this is
     masked: IntArray  # (3,) which masks are there (`renew_masks`), -1 if unknown; what fits somewhere; how often filled
@@ -93,9 +93,12 @@ class Books:
         count = len(machines)
         self.rows: FloatArray = zeros((count, NUM_COLUMNS))
         self.rows[:, ROLE] = [machine.role for machine in machines]
-        self.laws, self.rows[:, LAW] = cluster.laws
-        facts = {id(machine.profile): _facts_of(machine.profile) for machine in machines}
-        self.facts: FloatArray = np.array([facts[id(machine.profile)] for machine in machines])
+        self.laws, laws, self.true_laws = cluster.laws
+        self.rows[:, LAW] = laws
+        kinds = [(id(machine.profile), law) for machine, law in zip(machines, laws, strict=True)]
+        profiles = dict(zip(kinds, (machine.profile for machine in machines), strict=True))
+        facts = {kind: _facts_of(profile, self.laws[kind[1]]) for kind, profile in profiles.items()}
+        self.facts: FloatArray = np.array([facts[kind] for kind in kinds])
         self.facts[:, KV_CAPACITY] = cluster.kv_capacity_tokens
         self.arrays = BookArrays(
             rows=self.rows,
@@ -109,6 +112,7 @@ class Books:
                     cluster.transfer.overhead_per_block_s,
                     cluster.switch_s,
                     self.facts[:, KV_CAPACITY].min(),
+                    cluster.kv_block_tokens,
                 ]
             ),
             arrived=zeros((2, 3)),
@@ -131,7 +135,7 @@ class Books:
         count_arrival_rate(time_s, prompt_tokens, predicted_output_tokens, self.arrays.arrived, self.arrays.window)
 
     def law(self, machine: int) -> FloatArray:
-        """(LAW_SIZE,) that of ``machine``."""
+        """(LAW_SIZE,) that of ``machine``, as far as the router knows."""
         row: FloatArray = self.laws[int(self.rows[machine, LAW])]
         return row
 
@@ -162,9 +166,8 @@ class Books:
         return float(potential(time_s, self.rows, self.laws))
 
 
-def _facts_of(profile: HardwareProfile) -> tuple[float, float, float, float]:
-    """A machine's fixed facts, in the order of their columns."""
-    law = profile.law.packed()
+def _facts_of(profile: HardwareProfile, law: FloatArray) -> tuple[float, float, float, float]:
+    """A machine's fixed facts, in the order of their columns; ``law`` is (LAW_SIZE,)."""
     return (
         profile.kv_capacity_tokens,
         2048 / iteration_s(law, 2048, 1, 2048 * 2048, 0, 0, 0),
@@ -272,7 +275,8 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
     cluster, times = books.cluster, books.times
     total_tokens = total_s = total_decodes = total_context = 0.0
     kv_bytes = books.costs[KV_BYTES_PER_TOKEN] * prompt_tokens
-    overhead_s = overhead_of_s(books.costs[TRANSFER_OVERHEAD_S], books.costs[OVERHEAD_PER_BLOCK_S], prompt_tokens)
+    per_block_s, block_tokens = books.costs[OVERHEAD_PER_BLOCK_S], int(books.costs[BLOCK_TOKENS])
+    overhead_s = overhead_of_s(books.costs[TRANSFER_OVERHEAD_S], per_block_s, block_tokens, prompt_tokens)
     last_law = -1
     last_link = prompt_s = idle_tbt_s = transfer_s = 0.0
     for m in range(len(books.rows)):
@@ -312,9 +316,9 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
 
 
 @lean_njit
-def overhead_of_s(overhead_s: float, overhead_per_block_s: float, prompt_tokens: int) -> float:
+def overhead_of_s(overhead_s: float, overhead_per_block_s: float, block_tokens: int, prompt_tokens: int) -> float:
     """What sending a cache takes beside its bytes; see `splitgym.sim.cluster.Transfer`."""
-    return overhead_s + overhead_per_block_s * ((prompt_tokens + KV_BLOCK_TOKENS - 1) // KV_BLOCK_TOKENS)
+    return overhead_s + overhead_per_block_s * ((prompt_tokens + block_tokens - 1) // block_tokens)
 
 
 @lean_njit

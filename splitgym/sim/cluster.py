@@ -8,14 +8,14 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.hardware import HardwareProfile, ModelSpec
+from splitgym.hardware import HardwareProfile, LatencyLaw, ModelSpec
 from splitgym.view import ROLES
 from splitgym.workload import Requests
 
 FloatArray = npt.NDArray[np.float64]
 
 KV_BLOCK_TOKENS = 16
-"""Of a KV-cache that is sent block by block: vLLM's default."""
+"""Of a KV-cache that is sent block by block where the discipline has no blocks: vLLM's default."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Transfer:
 
     mode: str = "serialized"  # or "layerwise"
     overhead_s: float = 0.0  # of each transfer, before its bytes are on the link
-    overhead_per_block_s: float = 0.0  # of each block of KV_BLOCK_TOKENS, too
+    overhead_per_block_s: float = 0.0  # of each block of `Cluster.kv_block_tokens`, too
     network: str = "ideal"  # every transfer has the full link; or "shared"
     kv_lease_s: float | None = None  # how long after its prompt phase a cache may wait for room elsewhere
 
@@ -91,6 +91,8 @@ class Machine:
     role: int  # index into ROLES; its home
     profile: HardwareProfile
     batching: VllmBatching | None = None  # in place of the cluster's
+    power_cap_w: float | None = None
+    true_law: LatencyLaw | None = None  # how it really works, where that is not what its profile says
 
     @property
     def role_name(self) -> str:
@@ -103,7 +105,8 @@ class Cluster:
     """Machines of one model, how they batch, transfer and change roles, and what they are measured against.
 
     Raises:
-        ValueError: if discipline `vllm` is asked for where it cannot be had, or a setting is none of its kind.
+        ValueError: if discipline `vllm` is asked for where it cannot be had, a setting is none of its kind, or a power cap
+            is below idling.
     """
 
     machines: tuple[Machine, ...]
@@ -126,6 +129,10 @@ class Cluster:
                 raise ValueError("a machine's KV memory is smaller than one block; lower block_size")
         elif any(machine.batching is not None for machine in self.machines):
             raise ValueError("a machine has settings of its own; they need batching.discipline vllm")
+        for machine in self.machines:
+            idle_w, cap_w = machine.profile.power.idle_w, machine.power_cap_w
+            if cap_w is not None and cap_w <= idle_w:
+                raise ValueError(f"power cap {cap_w:g} W: {machine.profile.name} draws {idle_w:g} W idle; raise it")
 
     @property
     def num_machines(self) -> int:
@@ -154,12 +161,19 @@ class Cluster:
             for m, own in enumerate(self.vllm)
         ]
 
+    @property
+    def kv_block_tokens(self) -> int:
+        """Of a cache that is sent block by block."""
+        return self.batching.block_size if isinstance(self.batching, VllmBatching) else KV_BLOCK_TOKENS
+
     @cached_property
-    def laws(self) -> tuple[FloatArray, list[int]]:
-        """The packed latency laws (num_laws, LAW_SIZE), each once, and for each machine which is its."""
-        laws = [machine.profile.law for machine in self.machines]
-        number = {law: n for n, law in enumerate(dict.fromkeys(laws))}
-        return np.stack([law.packed() for law in number]), [number[law] for law in laws]
+    def laws(self) -> tuple[FloatArray, list[int], list[int]]:
+        """The packed laws (num_laws, LAW_SIZE), each once, and for each machine its profile's and its true one."""
+        known = [(m.profile.law, m.profile.power, m.power_cap_w) for m in self.machines]
+        true = [(m.true_law or m.profile.law, m.profile.power, m.power_cap_w) for m in self.machines]
+        number = {law: n for n, law in enumerate(dict.fromkeys(known + true))}
+        rows = [power.packed_with(law, cap_w) for law, power, cap_w in number]
+        return np.stack(rows), [number[law] for law in known], [number[law] for law in true]
 
 
 @dataclass(frozen=True)

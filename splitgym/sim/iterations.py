@@ -13,6 +13,7 @@ from splitgym.hardware.latency import iteration_s
 from splitgym.sim import books as b
 from splitgym.sim.clock import ITERATION_END, MACHINE_START
 from splitgym.sim.cluster import Batching
+from splitgym.sim.energy import iteration_energy_j
 from splitgym.sim.first_tokens import await_first_token, starting_among, yield_first_token, yield_first_tokens
 from splitgym.sim.leases import start_lease
 from splitgym.sim.paging import Preempted
@@ -143,8 +144,8 @@ def begin(
             max(batch.num_decodes, most_decodes),
             max(context, most_context),
         )
-    power_w = machine.prompt_power_w if count else machine.decode_power_w
-    world.ledger.on_energy(duration_s * power_w)
+    energy_j = iteration_energy_j(machine.law, duration_s, prompt_tokens, batch.num_decodes, context)
+    world.ledger.on_energy(*energy_j, duration_s * machine.idle_w)
     return float(duration_s)
 
 

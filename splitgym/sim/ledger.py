@@ -42,10 +42,17 @@ class Meters(NamedTuple):
     slowdown: float  # ∫ Σ over unfinished requests of their weight in the present phase dt
     ttft_missed: int  # requests whose first token was not there at their TTFT deadline (P90 multiple of the SLO)
     tbt_missed: int  # requests unfinished at first token + P90 multiple x uncontended token phase
-    energy_j: float
+    energy_j: float  # of all machines, idling included
     arrived: int
     finished: int
     tokens_out: int
+    prompt_energy_j: float  # of the prompt phase: see `splitgym.sim.energy`
+    token_energy_j: float
+
+    @property
+    def idle_energy_j(self) -> float:
+        """What machines have drawn between iterations; an iteration counts, whole, from its start."""
+        return self.energy_j - self.prompt_energy_j - self.token_energy_j
 
 
 class Ledger:
@@ -57,13 +64,15 @@ class Ledger:
         self.token_weight: list[float] = baseline.token_weight.tolist()
         self._ttft_allowed_s: list[float] = (cluster.slo.ttft[1] * baseline.ttft_s).tolist()
         self._token_phase_allowed_s: list[float] = (cluster.slo.tbt[1] * (baseline.e2e_s - baseline.ttft_s)).tolist()
-        self._idle_w = sum(machine.profile.idle_power_w for machine in cluster.machines)
+        self._idle_w = sum(machine.profile.power.idle_w for machine in cluster.machines)
         self._time_s = 0.0
         self._unfinished = 0
         self._weight = 0.0
         self._time_in_system_s = 0.0
         self._slowdown = 0.0
-        self._busy_energy_j = 0.0
+        self._prompt_energy_j = 0.0
+        self._token_energy_j = 0.0
+        self._not_idle_j = 0.0  # what busy machines would have drawn idle
         self._deadlines: list[tuple[float, int, bool]] = []  # heap of (deadline, request, of its first token)
         self._waiting: set[int] = set()  # requests without a first token
         self._decoding: set[int] = set()
@@ -106,9 +115,11 @@ class Ledger:
         self._weight -= self.token_weight[request]
         self._decoding.remove(request)
 
-    def on_energy(self, energy_j: float) -> None:
-        """An iteration took ``energy_j`` more than idling."""
-        self._busy_energy_j += energy_j
+    def on_energy(self, prompt_energy_j: float, token_energy_j: float, idle_j: float) -> None:
+        """An iteration takes this for either phase; in its time the machine would have drawn ``idle_j`` idle."""
+        self._prompt_energy_j += prompt_energy_j
+        self._token_energy_j += token_energy_j
+        self._not_idle_j += idle_j
 
     def meters(self, time_s: float) -> Meters:
         """Totals up to ``time_s``, which is not before the last event."""
@@ -120,10 +131,12 @@ class Ledger:
             self._slowdown,
             self._missed[0],
             self._missed[1],
-            self._busy_energy_j + self._idle_w * time_s,
+            self._prompt_energy_j + self._token_energy_j + (self._idle_w * time_s - self._not_idle_j),
             self.arrived,
             self.finished,
             self.tokens_out,
+            self._prompt_energy_j,
+            self._token_energy_j,
         )
 
     def _integrate(self, time_s: float) -> None:

@@ -52,7 +52,8 @@ def send(world: World, request: int, start_s: float) -> None:
         visible_bytes = max(size_bytes / layers, size_bytes - hidden_bytes)
     world.log("transfer_start", source.index, request)
     transfer = world.cluster.transfer
-    overhead_s = b.overhead_of_s(transfer.overhead_s, transfer.overhead_per_block_s, world.prompt_tokens[request])
+    per_block_s, block_tokens = transfer.overhead_per_block_s, world.cluster.kv_block_tokens
+    overhead_s = b.overhead_of_s(transfer.overhead_s, per_block_s, block_tokens, world.prompt_tokens[request])
 
     def arrive() -> None:
         end_transfer(world, request, source, destination, start_s)

@@ -30,12 +30,11 @@ class SimMachine:
     """A machine as it is now."""
 
     index: int
-    law: FloatArray  # (LAW_SIZE,)
+    law: FloatArray  # (LAW_SIZE,) the true one
     row: FloatArray  # its row of the books
     kv_capacity_tokens: int
     link_bytes_per_s: float
-    prompt_power_w: float  # above idle
-    decode_power_w: float  # above idle
+    idle_w: float  # what it draws between iterations
     restarts: bool  # whether giving up a phase takes it out of service
     queue: deque[int] = field(default_factory=deque)  # prompts waiting
     decodes: Decodes = field(default_factory=Decodes)
@@ -122,12 +121,11 @@ class World:
         self.machines = [
             SimMachine(
                 index,
-                self.books.law(index),
+                self.books.laws[self.books.true_laws[index]],
                 self.books.rows[index],
                 cluster.kv_capacity_tokens[index],
                 machine.profile.link_bytes_per_s,
-                machine.profile.prompt_power_w - machine.profile.idle_power_w,
-                machine.profile.decode_power_w - machine.profile.idle_power_w,
+                machine.profile.power.idle_w,
                 cluster.switch_s > 0,
             )
             for index, machine in enumerate(cluster.machines)

@@ -8,8 +8,8 @@ from splitgym.metrics import charge
 from splitgym.sim.ledger import Meters
 from tests.envs.play import play, sampler, shortest
 
-BEFORE = Meters(10.0, 100.0, 40.0, 1, 2, 7200.0, 50, 45, 900)
-AFTER = Meters(12.0, 106.0, 43.0, 2, 4, 10800.0, 52, 48, 990)
+BEFORE = Meters(10.0, 100.0, 40.0, 1, 2, 7200.0, 50, 45, 900, 4000.0, 2000.0)
+AFTER = Meters(12.0, 106.0, 43.0, 2, 4, 10800.0, 52, 48, 990, 6000.0, 3500.0)
 STEP = Step(BEFORE, AFTER, potential_before=5.0, potential_after=6.0, gamma=0.9, usd_per_s=0.02)
 
 
@@ -98,7 +98,7 @@ def test_slo_adds_up_to_what_was_missed(mini):
 
 def test_energy_and_cost_add_up(mini):
     env, result, _, meters = drained(mini, {"energy": 1.0})
-    start_wh = sum(machine.profile.idle_power_w for machine in env.cluster.machines) * _first_s(env) / 3600
+    start_wh = sum(machine.profile.power.idle_w for machine in env.cluster.machines) * _first_s(env) / 3600
     assert -sum(result["rewards"]) == pytest.approx(meters.energy_j / 3600 - start_wh, rel=1e-9)
     env, result, _, meters = drained(mini, "cost")
     usd_per_hour = 2 * 38 + 2 * 17.6

@@ -187,5 +187,5 @@ def test_own_machine_in_a_facts_file(tmp_path):
     )
     path = write_csv(tmp_path / "p.csv", GOOD.replace("a100-80gb", "b200"))
     profile = fit_profile(path, tmp_path / "out.yaml", facts_path=facts)
-    assert (profile.hardware, profile.prompt_power_w, profile.provenance.source) == ("b200", 14300, "p.csv")
-    assert profile.decode_power_w == 7150  # no power column: the declared half
+    assert (profile.hardware, profile.power.most_w, profile.provenance.source) == ("b200", 14300, "p.csv")
+    assert profile.power.decode_points == ((1, 7150),)  # no power column: the declared half

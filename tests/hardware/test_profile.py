@@ -43,14 +43,14 @@ def test_machine_facts():
     a100, h100, capped = (
         load_profile("llama2-70b", f"{name}-80gb{cap}") for name, cap in (("a100", ""), ("h100", ""), ("h100", "-pcap"))
     )
-    assert [p.prompt_power_w for p in (a100, h100, capped)] == [6500, 10200, 7140]
+    assert [p.power.most_w for p in (a100, h100, capped)] == [6415.1, 10066.7, 7140]  # 0.987 of TDP; the cap
     assert [p.cost_usd_per_hour for p in (a100, h100, capped)] == [17.6, 38, 38]
     assert [p.link_bytes_per_s for p in (a100, h100, capped)] == [25e9, 50e9, 50e9]  # 200 and 400 Gbps
-    assert h100.decode_power_w == capped.decode_power_w  # a cap hardly moves token generation
-    for profile in (a100, h100, capped):
-        assert profile.idle_power_w < profile.decode_power_w < profile.prompt_power_w
+    assert h100.power.decode_points == capped.power.decode_points  # a cap hardly moves token generation
+    for power in (a100.power, h100.power, capped.power):
+        assert power.idle_w < power.decode_points[0][1] < power.prompt_points[0][1] < power.most_w
     quarter = load_profile("llama2-70b", "a100-80gb", 2)
-    assert (quarter.prompt_power_w, quarter.cost_usd_per_hour, quarter.link_bytes_per_s) == (
+    assert (quarter.power.most_w, quarter.cost_usd_per_hour, quarter.link_bytes_per_s) == (
         1625,
         4.4,
         6.25e9,
@@ -123,8 +123,8 @@ def test_malformed_profile(tmp_path, path, value, words):
 def test_a_misspelt_field_is_told_from_a_missing_one(tmp_path):
     file = tmp_path / "mine.yaml"
     load_profile("llama2-70b", "h100-80gb").write(file)
-    file.write_text(file.read_text().replace("idle_power_w", "idel_power_w"))
-    with pytest.raises(SplitgymError, match=r": unknown 'idel_power_w'; did you mean 'idle_power_w'\?$"):
+    file.write_text(file.read_text().replace("idle_w", "idel_w"))
+    with pytest.raises(SplitgymError, match=r": unknown 'idel_w'; did you mean 'idle_w'\?$"):
         load_profile_file(file)
 
 

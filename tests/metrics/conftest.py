@@ -67,4 +67,6 @@ def meters() -> Meters:
         arrived=0,
         finished=0,
         tokens_out=0,
+        prompt_energy_j=3.6e6,
+        token_energy_j=1.8e6,
     )

@@ -29,6 +29,8 @@ def test_shape_of_the_summary(scenario: Scenario, meters: Meters) -> None:
         "goodput_rps",
         "energy_kwh",
         "cost_usd",
+        "energy",
+        "cost",
     ]
     assert list(content["requests"]) == ["arrived", "completed", "failed", "abandoned", "in_flight"]
     for place in (content["ttft_s"], content["slowdown"]["tbt"]):
@@ -37,6 +39,26 @@ def test_shape_of_the_summary(scenario: Scenario, meters: Meters) -> None:
     assert len(SLO_NAMES) == 9
     assert content["energy_kwh"] == 2.0
     assert content["cost_usd"] == pytest.approx((38 + 17.6) * 120 / 3600)
+
+
+def test_energy_and_dollars_of_a_request_and_a_token(scenario: Scenario, meters: Meters) -> None:
+    """Completed requests of the whole run, warm-up included, carry all of the 2 kWh and of the dollars."""
+    rows = rows_of((1.0, 2.0, 3.0, 9), (20.0, 22.0, 25.0, 11), (30.0, NEVER, NEVER, 50), end_s=120.0)
+    content, card = summary(rows, scenario, meters), scorecard(rows, scenario, meters)
+    usd = (38 + 17.6) * 120 / 3600
+    assert content["energy"] == {
+        "prompt_kwh": 1.0,
+        "token_kwh": 0.5,
+        "idle_kwh": 0.5,
+        "per_request_j": 3.6e6,
+        "per_output_token_j": 3.6e5,
+    }
+    assert content["cost"]["per_hour_usd"] == pytest.approx(38 + 17.6)
+    assert content["cost"]["per_request_usd"] == pytest.approx(usd / 2)
+    assert content["cost"]["per_million_output_tokens_usd"] == pytest.approx(1e6 * usd / 20)
+    assert card["energy_prompt_kwh"] + card["energy_token_kwh"] + card["energy_idle_kwh"] == card["energy_kwh"]
+    assert card["energy_per_request_j"] == 3.6e6
+    assert card["cost_per_request_usd"] == content["cost"]["per_request_usd"]
 
 
 def test_quantiles_are_numpys(scenario: Scenario, meters: Meters) -> None:
@@ -82,10 +104,11 @@ def test_scorecard_is_flat_and_agrees(scenario: Scenario, meters: Meters) -> Non
 
 
 def test_nobody_came(scenario: Scenario, meters: Meters) -> None:
-    rows = rows_of((1.0, 2.0, 3.0, 11), end_s=120.0)
+    rows = rows_of((1.0, 2.0, NEVER, 11), end_s=120.0)
     content = summary(rows, scenario, None)
     assert content["requests"]["arrived"] == 0
     assert content["ttft_s"]["p50"] is None
     assert content["energy_kwh"] is None
+    assert set(content["energy"].values()) == {None}
     json.dumps(content, allow_nan=False)
     assert math.isnan(scorecard(rows, scenario, meters)["slowdown"])

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from hypothesis import strategies as st
 
-from splitgym.hardware import load_profile, model_spec
+from splitgym.hardware import LatencyLaw, load_profile, model_spec
 from splitgym.randomness import hashed_uniform
 from splitgym.sim.cluster import FIRST_TOKEN, Batching, Cluster, Machine, Scenario, Slo, Transfer, VllmBatching
 from splitgym.view import TICK, ClusterView, Decision
@@ -40,6 +40,31 @@ class Random:
             return Decision(role_changes=((int(machine), int(role)),))
         prompts, tokens = np.flatnonzero(view.prompt_mask), np.flatnonzero(view.token_mask)
         return Decision(int(prompts[self.pick(len(prompts))]), int(tokens[self.pick(len(tokens))]))
+
+
+@st.composite
+def with_powers(draw: st.DrawFn, tested: Cluster) -> Cluster:
+    """The same cluster, some machines under a power cap, some profiles' laws not the true ones."""
+    caps = st.sampled_from([None, None, 3_000.0, 5_000.0, 8_000.0])  # H100: idle 2,550 W, A100: 1,625 W
+    factors = {machine.profile.hardware: draw(st.sampled_from([None, None, 0.8, 1.1])) for machine in tested.machines}
+
+    def changed(machine: Machine) -> Machine:
+        factor, law = factors[machine.profile.hardware], machine.profile.law
+        true = None if factor is None else slower(law, factor)
+        return dataclasses.replace(machine, power_cap_w=draw(caps), true_law=true)
+
+    return dataclasses.replace(tested, machines=tuple(changed(machine) for machine in tested.machines))
+
+
+def slower(law: LatencyLaw, factor: float) -> LatencyLaw:
+    """The same law, all times multiplied."""
+    names = [field.name for field in dataclasses.fields(law) if field.name.endswith("_s")]
+    return dataclasses.replace(
+        law,
+        decode_points=tuple((place, factor * seconds) for place, seconds in law.decode_points),
+        batch_points=tuple((place, factor * seconds) for place, seconds in law.batch_points),
+        **{name: factor * getattr(law, name) for name in names},
+    )
 
 
 OVERHEADS = st.sampled_from([(0.0, 0.0), (0.004, 0.0), (0.01, 0.0002)])  # of a transfer, of each of its blocks
@@ -91,6 +116,8 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
     tested = dataclasses.replace(tested, first_token=draw(st.sampled_from(FIRST_TOKEN)))
     if discipline == "vllm" or (discipline is None and draw(st.booleans())):
         tested = draw(with_vllm(tested))
+    if draw(st.booleans()):
+        tested = draw(with_powers(tested))
     return Scenario(tested, arrivals, tick_s=draw(st.sampled_from([None, 0.7])))
 
 
@@ -119,6 +146,8 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
     )
     if draw(st.booleans()):
         tested = draw(with_vllm(tested))
+    if draw(st.booleans()):
+        tested = draw(with_powers(tested))
     count = draw(st.integers(0, 120))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     rate = len(roles) * draw(st.sampled_from([0.5, 3.0, 30.0]))

@@ -40,7 +40,7 @@ def test_conservation(scenario: Scenario, key: int) -> None:
         assert engine.meters().tokens_out == rows.output_tokens.sum()
         assert all(machine.kv_used_tokens == 0 for machine in engine.state())
         books = engine.books.rows
-        kept = (b.ROLE, b.LIFECYCLE, b.PROMPT_SINCE_S)  # what is no count of work
+        kept = (b.ROLE, b.LIFECYCLE, b.PROMPT_SINCE_S, b.LAW)  # what is no count of work
         assert np.allclose(np.delete(books, kept, axis=1), 0.0, atol=1e-6)  # sums of floats, taken apart again
     r = rows.take(done)
     assert (r.prompt_start_s >= r.arrival_s).all()
@@ -58,8 +58,19 @@ def test_conservation(scenario: Scenario, key: int) -> None:
     # Little's law on the whole run: ∫N dt is the sum of times in the system.
     until = np.where(done, rows.finish_s, rows.end_s)
     assert engine.meters().time_in_system_s == pytest.approx((until - rows.arrival_s).sum(), rel=1e-9, abs=1e-9)
-    # No machine runs two iterations at once.
+    # Energy is that of both phases and, between iterations, of idling.
     assert engine.recorder is not None
+    meters, idle_j = engine.meters(), 0.0
+    assert min(meters.prompt_energy_j, meters.token_energy_j) >= 0
+    for number, machine in enumerate(scenario.cluster.machines):
+        signs = {"iteration_start": -1.0, "iteration_end": 1.0}
+        own = (e for e in engine.recorder.events if e.machine == number)
+        idle_j += machine.profile.power.idle_w * (rows.end_s - sum(signs.get(e.kind, 0.0) * e.time_s for e in own))
+    if done.all():
+        summed_j = meters.prompt_energy_j + meters.token_energy_j + idle_j
+        assert meters.energy_j == pytest.approx(summed_j, rel=1e-9, abs=1e-3)
+        assert meters.idle_energy_j == pytest.approx(idle_j, rel=1e-6, abs=1e-2)  # a difference of large sums
+    # No machine runs two iterations at once.
     for machine in range(scenario.cluster.num_machines):
         starts = [e.time_s for e in engine.recorder.events if e.kind == "iteration_start" and e.machine == machine]
         ends = [e.time_s for e in engine.recorder.events if e.kind == "iteration_end" and e.machine == machine]

@@ -175,13 +175,16 @@ def test_horizon_truncates_and_the_drain_follows_up() -> None:
     assert short.rows.end_s == 3.6
 
 
-def test_energy_is_idle_power_plus_what_work_adds() -> None:
+def test_energy_is_that_of_both_phases_and_of_idling() -> None:
     result = run(Scenario(cluster("pt", latency=law(2.0, 0.5)), requests((0.0, 10, 3))), Fixed([(0, 1)]))
     profile = cluster("pt").machines[0].profile
-    idle_j = 2 * profile.idle_power_w * result.rows.end_s
-    work_j = 2.0 * (profile.prompt_power_w - profile.idle_power_w)
-    work_j += 1.0 * (profile.decode_power_w - profile.idle_power_w)
-    assert result.meters.energy_j == pytest.approx(idle_j + work_j, rel=1e-9)
+    power = profile.power  # 10 prompt tokens and one decode are below the first points
+    idle_j = power.idle_w * (2 * result.rows.end_s - 3.0)
+    prompt_j, token_j = 2.0 * power.prompt_points[0][1], 1.0 * power.decode_points[0][1]
+    meters = result.meters
+    assert (meters.prompt_energy_j, meters.token_energy_j) == pytest.approx((prompt_j, token_j), rel=1e-9)
+    assert meters.idle_energy_j == pytest.approx(idle_j, rel=1e-9)
+    assert meters.energy_j == pytest.approx(idle_j + prompt_j + token_j, rel=1e-9)
 
 
 def test_a_run_says_where_it_extrapolated() -> None:

@@ -36,6 +36,7 @@ from splitgym.sim.compiled.memory import admits, free, in_blocks, join, receive,
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.totals import count_finish
+from splitgym.sim.energy import iteration_energy_j
 from splitgym.sim.rows import COMPLETED
 from splitgym.view import SWITCHING
 
@@ -208,14 +209,17 @@ def begin(s: State, m: int, prompt_tokens: int, attention: int, prefill_context:
     machine, run = s.machines[m], s.run[0]
     count, decodes = machine.batch_prompts, machine.batch_decodes
     context = machine.context_tokens if machine.batch_serves_all else served_context(s, m)
-    law = s.laws[int(s.books[m, b.LAW])]
+    law = s.laws[machine.law]
     duration_s = iteration_s(law, prompt_tokens, count, attention, prefill_context, decodes, context)
     machine.is_busy = True
     machine.batch_start_s = run.now_s
     machine.most_batch_tokens = max(machine.most_batch_tokens, prompt_tokens + decodes if count > 0 else 0)
     machine.most_decodes = max(machine.most_decodes, decodes)
     machine.most_context = max(machine.most_context, context)
-    run.busy_energy_j += duration_s * (machine.prompt_power_w if count > 0 else machine.decode_power_w)
+    prompt_j, token_j = iteration_energy_j(law, duration_s, prompt_tokens, decodes, context)
+    run.prompt_energy_j += prompt_j
+    run.token_energy_j += token_j
+    run.not_idle_j += duration_s * machine.idle_w
     return duration_s
 
 

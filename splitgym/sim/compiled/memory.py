@@ -124,7 +124,7 @@ def send(s: State, r: int) -> None:
         visible_bytes = max(size_bytes / run.layers, size_bytes - hidden_bytes)
     request.transfer_start_s = run.now_s
     lg.log(s, lg.TRANSFER_START, request.prompt_machine, r)
-    overhead_s = overhead_of_s(run.overhead_s, run.overhead_per_block_s, request.prompt_tokens)
+    overhead_s = overhead_of_s(run.overhead_s, run.overhead_per_block_s, run.block_tokens, request.prompt_tokens)
     if run.is_shared:
         begin_flow(s, r, visible_bytes, overhead_s)
     else:

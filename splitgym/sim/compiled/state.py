@@ -71,8 +71,8 @@ MACHINE = np.dtype(
         ("noted", "i4"),  # the number of its latest note (`notes`)
         ("kv_capacity_tokens", "i8"),
         ("link_bytes_per_s", "f8"),
-        ("prompt_power_w", "f8"),  # above idle
-        ("decode_power_w", "f8"),  # above idle
+        ("law", "i8"),  # of `State.laws`, the true one
+        ("idle_w", "f8"),  # what it draws between iterations
         ("kv_used_tokens", "i8"),
         ("outgoing", "i8"),  # caches kept here until they are sent
         ("sent", "i4"),  # of `State.flows`
@@ -149,6 +149,7 @@ RUN = np.dtype(
         ("token_machines_answer", "?"),  # they make the first token of a request whose cache is sent
         ("overhead_s", "f8"),
         ("overhead_per_block_s", "f8"),
+        ("block_tokens", "i8"),
         ("first_free_pair", "i8"),
         ("kv_bytes_per_token", "i8"),
         ("layers", "i8"),
@@ -189,7 +190,9 @@ RUN = np.dtype(
         ("weight", "f8"),
         ("time_in_system_s", "f8"),
         ("slowdown", "f8"),
-        ("busy_energy_j", "f8"),
+        ("prompt_energy_j", "f8"),
+        ("token_energy_j", "f8"),
+        ("not_idle_j", "f8"),  # what busy machines would have drawn idle
         ("ttft_missed", "i8"),
         ("tbt_missed", "i8"),
         ("arrived", "i8"),
@@ -304,11 +307,12 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
     run["next_lease_end_s"] = NEVER_S
     run["overhead_s"] = cluster.transfer.overhead_s
     run["overhead_per_block_s"] = cluster.transfer.overhead_per_block_s
+    run["block_tokens"] = cluster.kv_block_tokens
     run["kv_bytes_per_token"] = cluster.model.kv_bytes_per_token
     run["layers"] = cluster.model.layers
     run["switch_s"] = cluster.switch_s
     run["tick_s"] = NEVER_S if scenario.tick_s is None else scenario.tick_s
-    run["idle_w"] = sum(machine.profile.idle_power_w for machine in cluster.machines)
+    run["idle_w"] = sum(machine.profile.power.idle_w for machine in cluster.machines)
     run["records"] = record
     run["closed_s"] = np.nan
     run["next_tick_s"] = run["tick_s"]
@@ -321,7 +325,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
     run["next_arrival_s"] = NEVER_S if run["arrivals_over"][0] else first_s
     return State(
         requests=_requests(scenario, zeros),
-        machines=_machines(scenario, zeros),
+        machines=_machines(scenario, books, zeros),
         books=books.rows,
         laws=books.laws,
         masked=books.arrays.masked,
@@ -408,7 +412,7 @@ def _tournament(num_machines: int, zeros: Zeros) -> Records:
     return ends
 
 
-def _machines(scenario: Scenario, zeros: Zeros) -> Records:
+def _machines(scenario: Scenario, books: Books, zeros: Zeros) -> Records:
     machines = zeros(scenario.cluster.num_machines, MACHINE)
     profiles = [machine.profile for machine in scenario.cluster.machines]
     machines["kv_capacity_tokens"] = scenario.cluster.kv_capacity_tokens
@@ -417,8 +421,8 @@ def _machines(scenario: Scenario, zeros: Zeros) -> Records:
             machines[name] = [getattr(own, name) for own in scenario.cluster.vllm]
         machines["watermark_tokens"] = scenario.cluster.watermark_tokens
     machines["link_bytes_per_s"] = [profile.link_bytes_per_s for profile in profiles]
-    machines["prompt_power_w"] = [profile.prompt_power_w - profile.idle_power_w for profile in profiles]
-    machines["decode_power_w"] = [profile.decode_power_w - profile.idle_power_w for profile in profiles]
+    machines["idle_w"] = [profile.power.idle_w for profile in profiles]
+    machines["law"] = books.true_laws
     machines["is_idle"] = True
     chains = ("queue_first", "queue_last", "inbox_first", "inbox_last", "joining_first", "joining_last", "batch_first")
     links = ("next_draining", "unfinished", "first_sent", "first_received")

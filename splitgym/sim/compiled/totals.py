@@ -117,8 +117,10 @@ def read_meters(s: State, time_s: float, with_missed: bool) -> Meters:
         run.slowdown,
         run.ttft_missed,
         run.tbt_missed,
-        run.busy_energy_j + run.idle_w * time_s,
+        run.prompt_energy_j + run.token_energy_j + (run.idle_w * time_s - run.not_idle_j),
         run.arrived,
         run.finished,
         run.tokens_out,
+        run.prompt_energy_j,
+        run.token_energy_j,
     )
