@@ -138,6 +138,13 @@ def test_machines_with_settings_of_their_own(tmp_path: Path) -> None:
     assert {own.block_size for own in vllm} == {32}
 
 
+def test_machines_under_a_power_cap(tmp_path: Path) -> None:
+    groups = "[{role: prompt, hardware: h100-80gb}, {role: token, hardware: h100-80gb, power_cap_w: 7140}]"
+    path = write_card(tmp_path, cluster=f"{{model: llama2-70b, machines: {groups}, power: {{cap_w: 9000}}}}")
+    assert [machine.power_cap_w for machine in load_card(path).default_cluster.machines] == [9000, 7140]
+    assert {machine.power_cap_w for machine in load_card("SplitwiseHH").default_cluster.machines} == {None}
+
+
 def test_cards_survive_pickling() -> None:
     card = load_card("Toy")
     again = pickle.loads(pickle.dumps(card))
@@ -202,6 +209,21 @@ def test_cards_survive_pickling() -> None:
             "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], batching: {discipline: vllm},"
             " transfer: {mode: layerwise}}",
             "cluster: discipline vllm sends caches serialized; leave transfer.mode layerwise out",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], power: {cap_w: 2000}}",
+            "cluster: power cap 2000 W: llama2-70b.h100-80gb.tp8 draws 2550 W idle; raise it",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb, power_cap_w: -5}]}",
+            "cluster.machines[0].power_cap_w: input should be greater than 0, not -5",
+        ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], power: {cap: 9000}}",
+            "cluster.power: unknown 'cap'; did you mean 'cap_w'?",
         ),
         (
             "cluster",

@@ -113,6 +113,24 @@ def test_published_setting(cli: Cli, tmp_path: Path, trace: Path) -> None:
     assert (wrong.code, wrong.err) == (2, "error: policy: unknown 'lmetric'; one of: jsq-tokens, splitwise\n")
 
 
+def test_preemptions_are_noted(cli: Cli, tmp_path: Path) -> None:
+    """Requests of 84,000 tokens in all on a machine whose cache holds half of them."""
+    card, trace = tmp_path / "small.yaml", tmp_path / "trace.csv"
+    card.write_text(
+        "description: A small machine.\n"
+        "cluster: {model: llama3.1-8b, tensor_parallel: 1, baseline: rtx4090, batching: {discipline: vllm},"
+        " machines: [{role: mixed, hardware: rtx4090}]}\n"
+        "workload: {source: synthetic, arrivals: {process: poisson}, lengths: azure-conversation, rate_rps: 1}\n"
+        "episode: {horizon_s: 10}\n"
+    )
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + 60 * "0,1000,400\n")
+    ran = cli("simulate", card, "--trace", trace, "--out", tmp_path / "out")
+    preemptions = json.loads((tmp_path / "out" / "summary.json").read_text())["preemptions"]
+    assert preemptions > 0
+    assert f"{preemptions} preemptions" in ran.out
+    assert "kWh by phase: prompt" in ran.out
+
+
 def test_extrapolation_is_noted(cli: Cli, tmp_path: Path) -> None:
     trace = tmp_path / "long.csv"
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,100000,2\n")

@@ -128,9 +128,12 @@ def refits(iterations: Iterations, always: Iterations, places: Places, rng: np.r
     pairs = np.column_stack([iterations.prefill_context, iterations.context_each])
     _, group = np.unique(pairs, axis=0, return_inverse=True)
     rows_of = [np.flatnonzero(group == number) for number in range(int(group.max()) + 1)]
+    decodes_only = iterations.kinds["decode"]
     laws = []
-    for _ in range(NUM_REFITS):
+    while len(laws) < NUM_REFITS:
         drawn = np.concatenate([rows_of[number] for number in rng.integers(len(rows_of), size=len(rows_of))])
+        if decodes_only[drawn].all() or not decodes_only[drawn].any():
+            continue  # of so few rows that either kind may be left out
         counts = np.bincount(drawn, minlength=len(group))
         laws.append(fit_at(iterations.of(np.repeat(np.arange(len(group)), counts)).and_also(always), places))
     return laws

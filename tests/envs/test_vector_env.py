@@ -24,6 +24,7 @@ VARIANTS = [
     {"kind": "repurposing"},
     {"kind": "repurposing", "action": "pool", "rate": 12.0},
     {"kind": "joint", "reward": "cost+time_in_system"},
+    {"kind": "routing", "domain_randomisation": True},
 ]
 
 

@@ -101,6 +101,18 @@ def test_four_rows_of_a_kind_are_enough(folder):
     assert fit_layer_profile(folder).error.decode_mean < 1
 
 
+def test_a_resample_of_few_rows_may_leave_a_kind_out(folder):
+    """All rows have the same context, so that half of the refits would have seen no prompt or no decode alone."""
+    path = folder / "attention.csv"
+    header, *lines = path.read_text().splitlines()
+    sizes = ["16,0,0,0", "64,0,0,0", "256,0,0,0", "1024,0,0,0"]
+    sizes += [f"{chunk},0,{decodes},128" for chunk in (0, 64) for decodes in (1, 4, 16, 64)]
+    kept = [line for line in lines if line.rpartition(",")[0] in sizes]
+    assert len(kept) == 12
+    path.write_text("\n".join((header, *kept)) + "\n")
+    assert fit_layer_profile(folder).error.decode_mean < 1
+
+
 def test_what_the_run_says(folder, tmp_path):
     (folder / "run_meta.json").write_text(SETTINGS)
     profile = fit_layer_profile(folder, tmp_path / "out.yaml", host_s=0.002, licence="MIT")

@@ -21,6 +21,7 @@ DQN = DqnSettings(
 VARIANTS = {
     "maskable-ppo": {"algo": "maskable-ppo", "settings": PPO},
     "ppo, mlp": {"algo": "ppo", "settings": PPO, "network": "mlp"},
+    "drawn laws": {"algo": "maskable-ppo", "settings": PPO, "environment": {"domain_randomisation": True}},
     "by time": {"algo": "maskable-ppo", "settings": PPO, "discounting": "time"},
     "dqn": {"algo": "dqn", "settings": DQN, "environment": {"heads": "prompt"}},
     "repurposing": {"algo": "maskable-ppo", "settings": PPO, "kind": "repurposing", "num_envs": 2},

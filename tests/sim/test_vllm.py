@@ -194,6 +194,15 @@ def test_a_state_in_the_midst_of_preemptions_can_be_restored() -> None:
     assert outcomes[0][1] == run(short_of_memory(), policy, engine="reference").preemptions
 
 
+@engines
+def test_the_overhead_of_a_transfer_counts_the_blocks_of_the_cluster(engine: str) -> None:
+    """A prompt of 9 is three blocks of 4: 0.3 s after its first token at 1 s, and a decode of 0.1 s."""
+    tested = cluster("pt", batching=VllmBatching(block_size=4), transfer=Transfer(overhead_per_block_s=0.1))
+    rows = run(Scenario(tested, requests((0.0, 9, 2))), Fixed([(0, 1)]), engine=engine).rows
+    assert rows.transfer_end_s.tolist() == pytest.approx([1.3])
+    assert rows.finish_s.tolist() == pytest.approx([1.4])
+
+
 @pytest.mark.parametrize(
     ("settings_", "words"),
     [
