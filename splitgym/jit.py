@@ -45,6 +45,12 @@ def lean_njit(function: _Function) -> _Function:
     return compiled
 
 
+def seldom_njit(function: _Function) -> _Function:
+    """As `lean_njit`, for what is seldom needed: called, so that it makes nothing larger and slower around it."""
+    compiled: _Function = _cached(functools.partial(numba.njit, _nrt=False), function)
+    return compiled
+
+
 def vector_njit(function: _Function) -> _Function:
     """As `lean_njit`, but a division by 0 gives inf or NaN, as in NumPy: with a check, loops are not vectorised."""
     options = {"_nrt": False, "forceinline": True, "error_model": "numpy"}

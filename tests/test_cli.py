@@ -127,7 +127,7 @@ def test_preemptions_are_noted(cli: Cli, tmp_path: Path) -> None:
     ran = cli("simulate", card, "--trace", trace, "--out", tmp_path / "out")
     preemptions = json.loads((tmp_path / "out" / "summary.json").read_text())["preemptions"]
     assert preemptions > 0
-    assert f"{preemptions} preemptions" in ran.out
+    assert f"{preemptions} decodes preempted" in ran.out
     assert "kWh by phase: prompt" in ran.out
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import lean_njit, njit, seldom_njit
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -240,10 +240,16 @@ def iteration_s(
     duration_s = _uncapped_s(
         law_row, prompt_tokens, prompt_sequences, attention, prefill_context, decodes, decode_context
     )
-    if law_row[CAP_W] == 0:
-        return duration_s
+    if law_row[CAP_W] > 0:
+        duration_s *= _stretch(law_row, prompt_tokens, decodes)
+    return duration_s
+
+
+@seldom_njit
+def _stretch(law_row: FloatArray, prompt_tokens: int, decodes: int) -> float:
+    """How many times as long an iteration takes under the cap."""
     excess = max(0.0, _uncapped_w(law_row, prompt_tokens, decodes) / law_row[CAP_W] - 1.0)
-    return float(duration_s * (1.0 + law_row[CAP_SLOWDOWN] * excess))
+    return float(1.0 + law_row[CAP_SLOWDOWN] * excess)
 
 
 @lean_njit

@@ -129,7 +129,7 @@ def refits(iterations: Iterations, always: Iterations, places: Places, rng: np.r
     _, group = np.unique(pairs, axis=0, return_inverse=True)
     rows_of = [np.flatnonzero(group == number) for number in range(int(group.max()) + 1)]
     decodes_only = iterations.kinds["decode"]
-    laws = []
+    laws: list[LatencyLaw] = []
     while len(laws) < NUM_REFITS:
         drawn = np.concatenate([rows_of[number] for number in rng.integers(len(rows_of), size=len(rows_of))])
         if decodes_only[drawn].all() or not decodes_only[drawn].any():

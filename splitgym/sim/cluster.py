@@ -105,8 +105,8 @@ class Cluster:
     """Machines of one model, how they batch, transfer and change roles, and what they are measured against.
 
     Raises:
-        ValueError: if discipline `vllm` is asked for where it cannot be had, a setting is none of its kind, or a power cap
-            is below idling.
+        ValueError: if discipline `vllm` is asked for where it cannot be had, a setting is none of its kind, or a power
+            cap is below idling.
     """
 
     machines: tuple[Machine, ...]
