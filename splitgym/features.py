@@ -60,6 +60,9 @@ MACHINE_FEATURES = (
     Feature("predicted_ttft_s", "s", 0.5, "booked", "this request's TTFT if its prompt is sent here"),
     Feature("predicted_tbt_s", "s", 0.05, "booked", "decode iteration here once this and the coming ones have joined"),
     Feature("transfer_s", "s", 0.05, "static", "sending this request's KV-cache at this machine's link"),
+    Feature(
+        "report_age_s", "s", 1.0, "reported", "since the reported numbers were read; 0 where they are always fresh"
+    ),
 )
 
 TIME_FEATURES = ("pending_prompt_s", "prompt_s", "predicted_ttft_s", "predicted_tbt_s", "transfer_s")
@@ -70,6 +73,8 @@ REQUEST_FEATURES = (
     Feature("predicted_output_tokens", "tokens", 256.0, "booked", "predicted length of the output"),
     Feature("baseline_ttft_s", "s", 0.2, "static", "TTFT alone on the card's baseline machine"),
     Feature("baseline_tbt_s", "s", 0.05, "static", "TBT alone on the card's baseline machine"),
+    Feature("ttft_slo_s", "s", 1.0, "static", "TTFT that its class is promised; 0 where there are no classes"),
+    Feature("tbt_slo_s", "s", 0.1, "static", "time between tokens that its class is promised; 0 without classes"),
 )
 
 CLUSTER_FEATURES = (

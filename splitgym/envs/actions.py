@@ -12,8 +12,9 @@ from gymnasium import spaces
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.features import MACHINE_COLUMN
 from splitgym.jit import lean_njit, njit
-from splitgym.policies.kernels import hashed_uniform, role_of
+from splitgym.policies.kernels import role_of
 from splitgym.sim.cluster import Cluster
+from splitgym.sim.hashing import hashed_uniform
 from splitgym.view import ROLES, TICK, ClusterView, Decision
 
 BoolArray = npt.NDArray[np.bool_]

@@ -49,6 +49,9 @@ WORK = slice(MACHINE_COLUMN["pending_prompts"], MACHINE_COLUMN["kv_held_tokens"]
 TIMES = tuple(MACHINE_COLUMN[name] for name in TIME_FEATURES)
 """Columns of ``machines`` that change with time and request."""
 
+AGE = MACHINE_COLUMN["report_age_s"]
+"""The column that changes with time where reports are stale, and is 0 else."""
+
 SCALES = Scales(_scales(MACHINE_FEATURES), _scales(REQUEST_FEATURES), _scales(CLUSTER_FEATURES))
 
 
@@ -126,6 +129,7 @@ def observe_changes(
     request: FloatArray,
     cluster: FloatArray,
     changed: IntArray,
+    is_stale: bool,
     scales: Scales,
     arrays: Arrays,
     env: int,
@@ -142,6 +146,9 @@ def observe_changes(
     for m in range(len(machines)):
         for i in range(len(TIMES)):
             arrays.machines[env, m, TIMES[i]] = scaled[i, m]
+    if is_stale:
+        for m in range(len(machines)):
+            arrays.machines[env, m, AGE] = squashed(machines[m, AGE], scales.machines[0, AGE], scales.machines[1, AGE])
     observe_rest(kind, request, cluster, scales, arrays, env)
 
 

@@ -77,7 +77,8 @@ def time_in_system(step: Step) -> float:
 def slo(step: Step) -> float:
     """−1 when a request misses its TTFT, −1 when it misses its TBT, charged when it is missed. Unit: misses.
 
-    Allowed are the P90 multiples of the card's SLO, of TTFT₀ for the first token and of E2E₀ − TTFT₀ for the rest.
+    Allowed are the P90 multiples of the card's SLO, of TTFT₀ for the first token and of E2E₀ − TTFT₀ for the rest; with
+    classes, what the request's is promised.
     """
     missed_before = step.before.ttft_missed + step.before.tbt_missed
     return float(missed_before - step.after.ttft_missed - step.after.tbt_missed)

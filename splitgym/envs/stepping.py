@@ -198,7 +198,8 @@ def step_one(  # type: ignore[no-untyped-def]
     else:
         changed = s.notes[first:end]
         times = desk.times, desk.scaled_times
-        observe_changes(kind, desk.machines, *times, desk.request, desk.cluster, changed, scales, observations, env)
+        shown = desk.machines, *times, desk.request, desk.cluster
+        observe_changes(kind, *shown, changed, run.is_stale, scales, observations, env)
     return LEAVE if slot.is_due else ENDED
 
 
@@ -292,7 +293,7 @@ def show_end(slot, desk: BookArrays) -> None:  # type: ignore[no-untyped-def]
     if not slot.is_due:
         slot.decision_kind = slot.idle_kind
         desk.masked[0] = -1
-        fill_view(slot.idle_kind == TICK, slot.time_s, slot.idle_prompt_tokens, slot.idle_predicted, desk)
+        fill_view(slot.idle_kind == TICK, slot.time_s, slot.idle_prompt_tokens, slot.idle_predicted, 0, desk)
 
 
 @lean_njit

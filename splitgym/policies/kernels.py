@@ -25,6 +25,7 @@ from splitgym.features import CLUSTER_COLUMN, MACHINE_COLUMN, REQUEST_COLUMN
 from splitgym.jit import njit
 from splitgym.randomness import Streams
 from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN
+from splitgym.sim.hashing import hashed_uniform
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -55,6 +56,8 @@ PROMPT_TOKENS = REQUEST_COLUMN["prompt_tokens"]
 OUTPUT_TOKENS = REQUEST_COLUMN["predicted_output_tokens"]
 BASELINE_TTFT_S = REQUEST_COLUMN["baseline_ttft_s"]
 BASELINE_TBT_S = REQUEST_COLUMN["baseline_tbt_s"]
+TTFT_SLO_S = REQUEST_COLUMN["ttft_slo_s"]
+TBT_SLO_S = REQUEST_COLUMN["tbt_slo_s"]
 
 PROMPT_TOKEN_RATE = CLUSTER_COLUMN["prompt_token_rate"]
 OUTPUT_TOKEN_RATE = CLUSTER_COLUMN["output_token_rate"]
@@ -118,21 +121,6 @@ def best(tournament: FloatArray) -> int:
 
 
 @njit
-def hashed_uniform(key: int, index: int, counter: int) -> float:
-    """`splitgym.randomness.hashed_uniform`, compiled."""
-    z = (
-        np.uint64(key)
-        + np.uint64(index) * np.uint64(0x9E3779B97F4A7C15)
-        + np.uint64(counter) * np.uint64(0xD1B54A32D192ED03)
-    )
-    for _ in range(2):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return float(z >> np.uint64(11)) * 2.0**-53
-
-
-@njit
 def draw(state: FloatArray) -> float:
     """The next number in [0, 1)."""
     state[COUNTER] += 1.0
@@ -188,6 +176,18 @@ def pending_tokens_of(features: FloatArray) -> Any:
     A float of one machine's row; of all machines, transposed, an array (num_machines,).
     """
     return features[PENDING_TOKENS] + features[DECODES] + features[COMING]
+
+
+@njit
+def ttft_limit_s(request: FloatArray, slowdown: float) -> float:
+    """The TTFT that a request may have: what its class is promised, or a slowdown where there are no classes."""
+    return float(request[TTFT_SLO_S] if request[TTFT_SLO_S] > 0.0 else slowdown * request[BASELINE_TTFT_S])
+
+
+@njit
+def tbt_limit_s(request: FloatArray, slowdown: float) -> float:
+    """The time between tokens that it may have, likewise."""
+    return float(request[TBT_SLO_S] if request[TBT_SLO_S] > 0.0 else slowdown * request[BASELINE_TBT_S])
 
 
 @njit

@@ -6,8 +6,6 @@ import numpy as np
 
 from splitgym.jit import njit
 from splitgym.policies.kernels import (
-    BASELINE_TBT_S,
-    BASELINE_TTFT_S,
     BOOKED_KV,
     DECODE_ITERATION_S,
     DECODES,
@@ -29,6 +27,8 @@ from splitgym.policies.kernels import (
     pending_tokens_of,
     rank,
     ranking,
+    tbt_limit_s,
+    ttft_limit_s,
 )
 from splitgym.view import TICK
 
@@ -49,7 +49,7 @@ def roomy(machines: FloatArray, request: FloatArray, mask: BoolArray) -> BoolArr
 def least_ttft(  # type: ignore[no-untyped-def]
     kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
-    """``params``: ttft_slowdown, tbt_slowdown.
+    """``params``: ttft_slowdown, tbt_slowdown, which count where requests have no class with its own promises.
 
     A mixed machine must keep its TBT objective, too. The token machine is the prompt machine if it may decode
     and keeps the TBT objective, else the one with least TBT. Where no machine is feasible, the least TTFT
@@ -57,18 +57,17 @@ def least_ttft(  # type: ignore[no-untyped-def]
     """
     if kind == TICK:
         return -1, -1
-    ttft_limit_s = params[0] * request[BASELINE_TTFT_S]
-    tbt_limit_s = params[1] * request[BASELINE_TBT_S]
+    most_ttft_s, most_tbt_s = ttft_limit_s(request, params[0]), tbt_limit_s(request, params[1])
     can_decode = roomy(machines, request, token_mask)
     feasible = np.zeros(len(prompt_mask), np.bool_)
     for m in range(len(prompt_mask)):
-        keeps_tbt = not token_mask[m] or machines[m, TBT_S] <= tbt_limit_s
-        feasible[m] = prompt_mask[m] and keeps_tbt and machines[m, TTFT_S] <= ttft_limit_s
+        keeps_tbt = not token_mask[m] or machines[m, TBT_S] <= most_tbt_s
+        feasible[m] = prompt_mask[m] and keeps_tbt and machines[m, TTFT_S] <= most_ttft_s
     ttft_s = machines[:, TTFT_S]
     prompt_machine = least(ttft_s, feasible)
     if prompt_machine < 0:
         prompt_machine = least(ttft_s, prompt_mask)
-    if prompt_machine >= 0 and can_decode[prompt_machine] and machines[prompt_machine, TBT_S] <= tbt_limit_s:
+    if prompt_machine >= 0 and can_decode[prompt_machine] and machines[prompt_machine, TBT_S] <= most_tbt_s:
         return prompt_machine, prompt_machine
     return prompt_machine, least(machines[:, TBT_S], can_decode)
 
@@ -104,7 +103,7 @@ def lmetric(  # type: ignore[no-untyped-def]
 def fullest_feasible(  # type: ignore[no-untyped-def]
     kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
-    """``params``: ttft_slowdown, tbt_slowdown.
+    """``params``: ttft_slowdown, tbt_slowdown, as in `least_ttft`.
 
     Fullest: the greatest predicted TTFT (for the token machine, TBT) that keeps the objective. The token
     machine is the prompt machine if it may decode and keeps the TBT objective. Where none is feasible, the
@@ -112,14 +111,13 @@ def fullest_feasible(  # type: ignore[no-untyped-def]
     """
     if kind == TICK:
         return -1, -1
-    ttft_limit_s = params[0] * request[BASELINE_TTFT_S]
-    tbt_limit_s = params[1] * request[BASELINE_TBT_S]
+    most_ttft_s, most_tbt_s = ttft_limit_s(request, params[0]), tbt_limit_s(request, params[1])
     can_decode = roomy(machines, request, token_mask)
     prompts = np.zeros(len(prompt_mask), np.bool_)
     tokens = np.zeros(len(prompt_mask), np.bool_)
     for m in range(len(prompt_mask)):
-        prompts[m] = prompt_mask[m] and machines[m, TTFT_S] <= ttft_limit_s
-        tokens[m] = can_decode[m] and machines[m, TBT_S] <= tbt_limit_s
+        prompts[m] = prompt_mask[m] and machines[m, TTFT_S] <= most_ttft_s
+        tokens[m] = can_decode[m] and machines[m, TBT_S] <= most_tbt_s
     prompt_machine = least(-machines[:, TTFT_S], prompts)
     if prompt_machine < 0:
         prompt_machine = least(machines[:, TTFT_S], prompt_mask)

@@ -9,7 +9,6 @@ import numpy as np
 
 from splitgym.jit import njit
 from splitgym.policies.kernels import (
-    BASELINE_TBT_S,
     BOOKED_KV,
     DOWN_FLAG,
     HOMES,
@@ -32,6 +31,7 @@ from splitgym.policies.kernels import (
     rank,
     ranking,
     role_of,
+    tbt_limit_s,
 )
 from splitgym.view import MIXED, PROMPT, TICK, TOKEN
 
@@ -104,14 +104,14 @@ def tokens_overloaded(machine_row: FloatArray, request: FloatArray, tbt_slowdown
     tokens = request[PROMPT_TOKENS] + request[OUTPUT_TOKENS]
     if machine_row[BOOKED_KV] + tokens > machine_row[KV_CAPACITY]:
         return True
-    return bool(machine_row[TBT_S] > tbt_slowdown * request[BASELINE_TBT_S])
+    return bool(tbt_slowdown < np.inf and machine_row[TBT_S] > tbt_limit_s(request, tbt_slowdown))
 
 
 @njit
 def splitwise(  # type: ignore[no-untyped-def]
     kind, time_s, machines, request, cluster, prompt_mask, token_mask, role_mask, changed, params, state, roles_out
 ):
-    """``params``: prompt_threshold_tokens, tbt_slowdown (infinite in the published scheduler)."""
+    """``params``: prompt_threshold_tokens, tbt_slowdown (infinite as published, else as in `least_ttft`)."""
     by_load = ranking(state, len(machines), BY_LOAD)
     by_booked = ranking(state, len(machines), BY_BOOKED)
     homesick = ranking(state, len(machines), HOMESICK)

@@ -11,12 +11,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
+from splitgym.features import MACHINE_COLUMN
 from splitgym.sim import books as b
 from splitgym.sim.books import Books
 from splitgym.sim.cluster import Cluster
 from splitgym.view import DOWN, PROMPT, READY, TICK, TOKEN, ClusterView
 
 PENDING, DECODING, SETTLED = range(3)
+
+_AGE = MACHINE_COLUMN["report_age_s"]
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +65,7 @@ class RouterBooks:
         self._lifecycles = [READY] * cluster.num_machines
         self._down = [False] * cluster.num_machines
         self._away = [0] * cluster.num_machines  # caches kept for others
+        self._reported_s = np.zeros(cluster.num_machines)
 
     @property
     def now_s(self) -> float:
@@ -68,7 +74,10 @@ class RouterBooks:
 
     def view(self, kind: int, prompt_tokens: int = 0, predicted_output_tokens: float = 0.0) -> ClusterView:
         """What may be known now. Its arrays are reused at the next one."""
-        return self._books.view(kind, self.now_s, prompt_tokens, predicted_output_tokens)
+        now_s = self.now_s
+        view = self._books.view(kind, now_s, prompt_tokens, predicted_output_tokens)
+        view.machines[:, _AGE] = now_s - self._reported_s
+        return view
 
     def tick_view(self) -> ClusterView:
         """What may be known now, without a request."""
@@ -185,6 +194,7 @@ class RouterBooks:
         """What the engine says of itself; the share of its KV memory is in [0, 1]."""
         row = self.rows[machine]
         row[b.RUNNING], row[b.WAITING], row[b.KV_HELD] = running, waiting, kv_share * self.capacities[machine]
+        self._reported_s[machine] = self.now_s
 
     def role_of(self, machine: int) -> int:
         """The role of ``machine``."""

@@ -16,7 +16,11 @@ from splitgym.features import NUM_CLUSTER_FEATURES, NUM_MACHINE_FEATURES, NUM_RE
 from splitgym.hardware import HardwareProfile
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
-from splitgym.sim.cluster import Cluster
+from splitgym.sim.cluster import NUM_PROMISES, Cluster
+from splitgym.sim.telemetry import KV_HELD as REPORTED_KV_HELD
+from splitgym.sim.telemetry import NUM_REPORT_COLUMNS, SCRAPED_S, scrape
+from splitgym.sim.telemetry import RUNNING as REPORTED_RUNNING
+from splitgym.sim.telemetry import WAITING as REPORTED_WAITING
 from splitgym.view import DOWN, DRAINING, PROMPT, READY, SWITCHING, TICK, TOKEN, ClusterView
 
 FloatArray = npt.NDArray[np.float64]
@@ -78,6 +82,8 @@ class BookArrays(NamedTuple):
     prompt_mask: BoolArray
     token_mask: BoolArray
     role_mask: BoolArray
+    promises: FloatArray  # (num_classes, NUM_PROMISES) as in `Cluster`; no rows without classes
+    reports: FloatArray  # (num_machines, NUM_REPORT_COLUMNS) where reported features are stale (`telemetry`), else none
 
 
 class Books:
@@ -86,9 +92,12 @@ class Books:
     Args:
         cluster: whose machines they are.
         zeros: makes the arrays that change, as `numpy.zeros` does.
+        reports: what the machines said of themselves (`splitgym.sim.telemetry`); fresh if ``None``.
     """
 
-    def __init__(self, cluster: Cluster, zeros: Callable[..., npt.NDArray[Any]] = np.zeros) -> None:
+    def __init__(
+        self, cluster: Cluster, zeros: Callable[..., npt.NDArray[Any]] = np.zeros, reports: FloatArray | None = None
+    ) -> None:
         machines = cluster.machines
         count = len(machines)
         self.rows: FloatArray = zeros((count, NUM_COLUMNS))
@@ -126,6 +135,8 @@ class Books:
             prompt_mask=zeros(count, np.bool_),
             token_mask=zeros(count, np.bool_),
             role_mask=zeros((count, 3), np.bool_),
+            promises=cluster.promises if cluster.classes else np.zeros((0, NUM_PROMISES)),
+            reports=zeros((0, NUM_REPORT_COLUMNS)) if reports is None else reports,
         )
 
         self.arrays.masked[:2] = -1
@@ -143,16 +154,22 @@ class Books:
         """The prompt phase alone on ``machine``."""
         return float(iteration_s(self.law(machine), prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0))
 
-    def view(self, kind: int, time_s: float, prompt_tokens: int, predicted_output_tokens: float) -> ClusterView:
+    def view(
+        self, kind: int, time_s: float, prompt_tokens: int, predicted_output_tokens: float, slo_class: int = 0
+    ) -> ClusterView:
         """What may be known at ``time_s``; at a tick the lengths are 0."""
         self.arrays.masked[0] = -1
-        fill_view(kind == TICK, time_s, prompt_tokens, float(predicted_output_tokens), self.arrays)
+        fill_view(kind == TICK, time_s, prompt_tokens, float(predicted_output_tokens), slo_class, self.arrays)
         return self.filled_view(kind, time_s)
 
     def filled_view(self, kind: int, time_s: float) -> ClusterView:
         """The view that the arrays hold."""
         a = self.arrays
         return ClusterView(kind, time_s, a.machines, a.request, a.cluster, a.prompt_mask, a.token_mask, a.role_mask)
+
+    def scrape(self, time_s: float) -> None:
+        """Keep what the machines say of themselves before anything changes at ``time_s``."""
+        scrape_all(time_s, self.arrays)
 
     def masks(self, prompt_tokens: int) -> tuple[BoolArray, BoolArray, BoolArray]:
         """The masks of a view alone: prompt (num_machines,), token (num_machines,), role (num_machines, 3)."""
@@ -201,7 +218,12 @@ def roll(time_s: float, arrived: FloatArray, window: IntArray) -> None:
 
 @lean_njit
 def fill_view(
-    is_tick: bool, time_s: float, prompt_tokens: int, predicted_output_tokens: float, books: BookArrays
+    is_tick: bool,
+    time_s: float,
+    prompt_tokens: int,
+    predicted_output_tokens: float,
+    slo_class: int,
+    books: BookArrays,
 ) -> None:
     """Write the features of `splitgym.features`, in its order, and the masks."""
     capacity = books.facts[:, KV_CAPACITY]
@@ -210,9 +232,30 @@ def fill_view(
     for m in range(len(books.rows)):
         fill_roles(m, books)
         fill_work(m, books)
-    fill_request(is_tick, time_s, prompt_tokens, predicted_output_tokens, books)
+    fill_request(is_tick, time_s, prompt_tokens, predicted_output_tokens, slo_class, books)
     fill_times(is_tick, time_s, prompt_tokens, books)
     show_times(books)
+    scrape_all(time_s, books)
+    show_reports(time_s, books)
+
+
+@lean_njit
+def scrape_all(time_s: float, books: BookArrays) -> None:
+    """Bring the reports up to ``time_s``, where there are any."""
+    for m in range(len(books.reports)):
+        row = books.rows[m]
+        scrape(books.reports[m], m, time_s, row[RUNNING], row[WAITING], row[KV_HELD])
+
+
+@lean_njit
+def show_reports(time_s: float, books: BookArrays) -> None:
+    """Write the reported features as they were at the last scrape, over fresh ones, where there are reports."""
+    for m in range(len(books.reports)):
+        report, out = books.reports[m], books.machines[m]
+        out[18] = report[REPORTED_RUNNING]
+        out[19] = report[REPORTED_WAITING]
+        out[20] = report[REPORTED_KV_HELD]
+        out[25] = time_s - report[SCRAPED_S]
 
 
 @lean_njit
@@ -248,7 +291,12 @@ def fill_work(m: int, books: BookArrays) -> None:
 
 @lean_njit
 def fill_request(
-    is_tick: bool, time_s: float, prompt_tokens: int, predicted_output_tokens: float, books: BookArrays
+    is_tick: bool,
+    time_s: float,
+    prompt_tokens: int,
+    predicted_output_tokens: float,
+    slo_class: int,
+    books: BookArrays,
 ) -> None:
     """Write the features of the request, and those of the cluster that do not depend on its machines."""
     request, cluster, arrived = books.request, books.cluster, books.arrived
@@ -264,6 +312,10 @@ def fill_request(
         request[2] = iteration_s(books.baseline_law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
         middle = prompt_tokens + int(predicted_output_tokens / 2)
         request[3] = iteration_s(books.baseline_law, 0, 0, 0, 0, 1, middle)
+        if len(books.promises) > 0:
+            promised = books.promises[slo_class]
+            request[4] = promised[0] * request[2] + promised[1]
+            request[5] = promised[2] * request[3] + promised[3]
 
 
 @lean_njit

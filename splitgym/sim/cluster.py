@@ -33,6 +33,12 @@ FIRST_TOKEN = ("prompt_machine", "token_machine")
 MAX_BLOCK_SIZE = 1024
 """Most tokens in a block of KV memory."""
 
+NUM_PROMISES = 5
+"""Columns of `Cluster.promises`."""
+
+MOST_LOSS = 0.99
+"""Most scrapes that may fail, as a share."""
+
 
 @dataclass(frozen=True)
 class VllmBatching:
@@ -76,12 +82,50 @@ class Transfer:
 
 
 @dataclass(frozen=True)
+class Telemetry:
+    """How engines are asked what they say of themselves: each every so often, sometimes in vain.
+
+    Raises:
+        ValueError: for an interval that is not positive, a jitter longer than it, or a loss that is no share.
+    """
+
+    scrape_interval_s: float
+    jitter_s: float = 0.0  # a scrape comes by up to this later
+    loss: float = 0.0  # the share of scrapes that fail
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scrape_interval_s < float("inf"):
+            raise ValueError(f"scrape_interval_s {self.scrape_interval_s:g}; give seconds above 0")
+        if not 0 <= self.jitter_s <= self.scrape_interval_s:
+            raise ValueError(f"jitter_s {self.jitter_s:g}; give 0 to scrape_interval_s ({self.scrape_interval_s:g})")
+        if not 0 <= self.loss <= MOST_LOSS:
+            raise ValueError(f"loss {self.loss:g}; give the share of scrapes that fail, 0 to {MOST_LOSS:g}")
+
+
+@dataclass(frozen=True)
 class Slo:
     """Slowdowns against the baseline machine at P50, P90, P99; all nine must hold. Defaults: Splitwise, Table VI."""
 
     ttft: tuple[float, float, float] = (2.0, 3.0, 6.0)
     tbt: tuple[float, float, float] = (1.25, 1.5, 5.0)
     e2e: tuple[float, float, float] = (1.25, 1.5, 5.0)
+
+
+@dataclass(frozen=True)
+class SloSeconds:
+    """Bounds in seconds, for each request: TTFT, mean time between tokens and, if wanted, E2E."""
+
+    ttft_s: float
+    tbt_s: float
+    e2e_s: float = float("inf")
+
+
+@dataclass(frozen=True)
+class RequestClass:
+    """Requests that are promised the same. Of slowdowns each request is promised those at P90."""
+
+    name: str
+    slo: Slo | SloSeconds
 
 
 @dataclass(frozen=True)
@@ -118,6 +162,8 @@ class Cluster:
     switch_s: float = 0.0
     frontend_s: float = 0.0  # what router and HTTP add to TTFT and E2E
     first_token: str = "prompt_machine"  # one of FIRST_TOKEN
+    telemetry: Telemetry | None = None  # None: reported features are fresh
+    classes: tuple[RequestClass, ...] = ()  # `Requests.slo_class` counts them; none: `slo` holds for all
 
     def __post_init__(self) -> None:
         if self.first_token not in FIRST_TOKEN:
@@ -165,6 +211,26 @@ class Cluster:
     def kv_block_tokens(self) -> int:
         """Of a cache that is sent block by block."""
         return self.batching.block_size if isinstance(self.batching, VllmBatching) else KV_BLOCK_TOKENS
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order in which `Requests.slo_class` counts them."""
+        return tuple(kind.name for kind in self.classes)
+
+    @cached_property
+    def promises(self) -> FloatArray:
+        """What a request of each class is promised, (num_classes, NUM_PROMISES); without classes one row, from `slo`.
+
+        TTFT: a multiple of the baseline's, plus seconds; time between tokens likewise; then E2E in seconds. Where there
+        is a multiple the seconds are 0, and the other way round.
+        """
+        rows = []
+        for slo in [kind.slo for kind in self.classes] or [self.slo]:
+            if isinstance(slo, Slo):
+                rows.append([slo.ttft[1], 0.0, slo.tbt[1], 0.0, np.inf])
+            else:
+                rows.append([0.0, slo.ttft_s, 0.0, slo.tbt_s, slo.e2e_s])
+        return np.array(rows)
 
     @cached_property
     def laws(self) -> tuple[FloatArray, list[int], list[int]]:

@@ -23,6 +23,8 @@ class Baseline:
     e2e_s: FloatArray  # (num_requests,)
     prompt_weight: FloatArray  # (num_requests,) ½/TTFT₀, or 1/TTFT₀ where there is one token
     token_weight: FloatArray  # (num_requests,) ½/(E2E₀ − TTFT₀), or 0 where there is one token
+    ttft_allowed_s: FloatArray  # (num_requests,) until the first token is missed
+    token_phase_allowed_s: FloatArray  # (num_requests,) from it until the last one is
 
 
 def baseline_of(cluster: Cluster, requests: Requests) -> Baseline:
@@ -31,7 +33,10 @@ def baseline_of(cluster: Cluster, requests: Requests) -> Baseline:
     several = requests.output_tokens > 1
     prompt_weight = np.where(several, 0.5, 1.0) / ttft_s
     token_weight = np.where(several, 0.5 / np.where(several, e2e_s - ttft_s, 1.0), 0.0)
-    return Baseline(ttft_s, e2e_s, prompt_weight, token_weight)
+    promised = cluster.promises[requests.slo_class].T
+    ttft_allowed_s = promised[0] * ttft_s + promised[1]
+    token_phase_allowed_s = promised[2] * (e2e_s - ttft_s) + promised[3] * (requests.output_tokens - 1)
+    return Baseline(ttft_s, e2e_s, prompt_weight, token_weight, ttft_allowed_s, token_phase_allowed_s)
 
 
 class Meters(NamedTuple):
@@ -40,8 +45,8 @@ class Meters(NamedTuple):
     time_s: float
     time_in_system_s: float  # ∫ unfinished requests dt
     slowdown: float  # ∫ Σ over unfinished requests of their weight in the present phase dt
-    ttft_missed: int  # requests whose first token was not there at their TTFT deadline (P90 multiple of the SLO)
-    tbt_missed: int  # requests unfinished at first token + P90 multiple x uncontended token phase
+    ttft_missed: int  # requests whose first token was not there at their TTFT deadline (P90 multiple of their SLO)
+    tbt_missed: int  # requests unfinished at first token + P90 multiple x uncontended token phase (or gaps x seconds)
     energy_j: float  # of all machines, idling included
     arrived: int
     finished: int
@@ -62,8 +67,8 @@ class Ledger:
         baseline = baseline_of(cluster, requests)
         self.prompt_weight: list[float] = baseline.prompt_weight.tolist()
         self.token_weight: list[float] = baseline.token_weight.tolist()
-        self._ttft_allowed_s: list[float] = (cluster.slo.ttft[1] * baseline.ttft_s).tolist()
-        self._token_phase_allowed_s: list[float] = (cluster.slo.tbt[1] * (baseline.e2e_s - baseline.ttft_s)).tolist()
+        self._ttft_allowed_s: list[float] = baseline.ttft_allowed_s.tolist()
+        self._token_phase_allowed_s: list[float] = baseline.token_phase_allowed_s.tolist()
         self._idle_w = sum(machine.profile.power.idle_w for machine in cluster.machines)
         self._time_s = 0.0
         self._unfinished = 0

@@ -108,7 +108,8 @@ class ReferenceEngine:
         world, request = self._world, self.pending_request
         if request < 0:
             return world.books.view(TICK, self.now_s, 0, 0.0)
-        return world.books.view(ARRIVAL_DECISION, self.now_s, world.prompt_tokens[request], world.predicted[request])
+        lengths = world.prompt_tokens[request], world.predicted[request]
+        return world.books.view(ARRIVAL_DECISION, self.now_s, *lengths, world.slo_class[request])
 
     def decide(self, decision: Decision) -> None:
         """Carry out the decision that is due.
@@ -164,6 +165,8 @@ class ReferenceEngine:
             raise RuntimeError("no decision is due: call advance() first")
 
     def _step(self) -> None:
+        if self.scenario.cluster.telemetry is not None:
+            self._world.books.scrape(self._world.clock.peek())
         self._world.clock.step()
         if self._world.draining:
             settle(self._world)

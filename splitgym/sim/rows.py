@@ -37,6 +37,8 @@ class RequestRows:
     status: IntArray  # (num_requests,) index into STATUSES
     end_s: float  # when the run ended; unfinished requests are charged up to here
     frontend_s: float = 0.0  # of router and HTTP, on top of TTFT and E2E
+    slo_class: IntArray | None = None  # (num_requests,) index into class_names, where there are classes
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -58,7 +60,7 @@ class RequestRows:
         return np.where(gaps > 0, (self.finish_s - self.first_token_s) / np.maximum(gaps, 1), np.nan)
 
     def to_arrow(self) -> pa.Table:
-        """The table of ``requests.parquet``; NaN becomes null, status its name."""
+        """The table of ``requests.parquet``; NaN becomes null, status and class their names."""
         columns: dict[str, pa.Array] = {"request_id": pa.array(np.arange(len(self)))}
         names = ["arrival_s", "prompt_tokens", "output_tokens", "prompt_machine", "token_machine", "prompt_start_s"]
         names += ["first_token_s", "transfer_end_s", "finish_s", "ttft_s", "tbt_mean_s", "tbt_max_s", "e2e_s"]
@@ -67,6 +69,8 @@ class RequestRows:
             missing = np.isnan(values) if values.dtype.kind == "f" else values < 0
             columns[name] = pa.array(values, mask=missing)
         columns["status"] = pa.array([STATUSES[code] for code in self.status], pa.string())
+        if self.slo_class is not None:
+            columns["slo_class"] = pa.array([self.class_names[number] for number in self.slo_class], pa.string())
         return pa.table(columns)
 
     def write_parquet(self, path: Path) -> None:

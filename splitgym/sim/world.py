@@ -20,6 +20,7 @@ from splitgym.sim.network import SharedNetwork
 from splitgym.sim.paging import Paging, Preempted
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.rows import FAILED, IN_FLIGHT, RequestRows
+from splitgym.sim.telemetry import new_reports
 from splitgym.view import DRAINING, LIFECYCLES, PROMPT, READY, ROLES, TOKEN
 
 FloatArray = npt.NDArray[np.float64]
@@ -106,7 +107,7 @@ class World:
         self.cluster = cluster
         self.requests = requests
         self.clock = Clock()
-        self.books = Books(cluster)
+        self.books = Books(cluster, reports=new_reports(cluster, scenario.seed))
         self.ledger = Ledger(cluster, requests)
         self.recorder = Recorder() if record else None
         self.layerwise = cluster.transfer.mode == "layerwise"
@@ -116,6 +117,7 @@ class World:
         self.output_tokens: list[int] = requests.output_tokens.tolist()
         self.whole_tokens: list[int] = (requests.prompt_tokens + requests.output_tokens).tolist()
         self.predicted: list[float] = requests.predicted_output_tokens.tolist()
+        self.slo_class: list[int] = requests.slo_class.tolist()
         self.prompt_work_s = [0.0] * len(requests)  # its prompt phase alone, on its prompt machine
         self.outcome = Outcome(len(requests))
         self.machines = [
@@ -223,4 +225,6 @@ class World:
             status=np.array(outcome.status[:arrived], np.int64),
             end_s=end_s,
             frontend_s=self.cluster.frontend_s,
+            slo_class=self.requests.slo_class[:arrived] if self.cluster.classes else None,
+            class_names=self.cluster.class_names,
         )

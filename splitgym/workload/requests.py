@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,13 @@ class Requests:
     prompt_tokens: IntArray  # (num_requests,) ≥ 1
     output_tokens: IntArray  # (num_requests,) ≥ 1, the first token included
     predicted_output_tokens: FloatArray  # (num_requests,) what a router may know: E[output | prompt] of the workload
+    slo_class: IntArray = field(default_factory=lambda: np.empty(0, np.int64))  # (num_requests,) all 0 unless given
 
     def __post_init__(self) -> None:
+        if len(self.slo_class) == 0:
+            object.__setattr__(self, "slo_class", np.zeros(len(self.arrival_s), np.int64))
         lengths = {len(self.arrival_s), len(self.prompt_tokens), len(self.output_tokens)}
-        if len(lengths | {len(self.predicted_output_tokens)}) != 1:
+        if len(lengths | {len(self.predicted_output_tokens), len(self.slo_class)}) != 1:
             raise ValueError("arrays of different lengths")
         if len(self) and (np.any(np.diff(self.arrival_s) < 0) or self.arrival_s[0] < 0):
             raise ValueError("arrival_s must be non-decreasing and ≥ 0")

@@ -42,7 +42,7 @@ def crowd(count: int, seed: int, kind: int = ARRIVAL) -> ClusterView:
     scales = np.array([feature.scale for feature in features.MACHINE_FEATURES[7:]])
     seen.machines[:, 7:] = rng.exponential(1.0, (count, len(scales))) * scales * (rng.random(len(scales)) < 0.8)
     seen.machines[0, 10] = -1e-12  # sums of predicted lengths may end a rounding below 0
-    seen.request[:] = rng.exponential([2000, 300, 0.1, 0.04])
+    seen.request[:] = rng.exponential([2000, 300, 0.1, 0.04, 0.5, 0.08])
     seen.cluster[:] = rng.exponential(1e4, features.NUM_CLUSTER_FEATURES)
     for mask in (seen.prompt_mask, seen.token_mask, seen.role_mask):
         mask &= rng.random(mask.shape) < 0.8
@@ -175,7 +175,9 @@ import numpy as np
 from splitgym.view import ClusterView
 bundle = Bundle.load(sys.argv[1])
 ones = np.ones(3, bool)
-view = ClusterView(0, 1.0, np.ones((3, 25)), np.ones(4), np.ones(11), ones, ones, np.zeros((3, 3), bool))
+from splitgym import features as f
+sizes = (3, f.NUM_MACHINE_FEATURES), f.NUM_REQUEST_FEATURES, f.NUM_CLUSTER_FEATURES
+view = ClusterView(0, 1.0, *map(np.ones, sizes), ones, ones, np.zeros((3, 3), bool))
 print(bundle.decide(view, (0.0, 0.999)))
 print(sorted(name for name in sys.modules if name.startswith("splitgym")))
 """

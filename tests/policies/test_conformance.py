@@ -39,7 +39,7 @@ def views(draw, kinds=(ARRIVAL, TICK)):
     seen.machines[:, MACHINE_COLUMN["prompt_tokens_per_s"]] = rng.uniform(1e3, 3e4, len(roles))
     seen.machines[:, MACHINE_COLUMN["decode_iteration_s"]] = rng.uniform(0.02, 0.1, len(roles))
     seen.machines[:, MACHINE_COLUMN["kv_capacity_tokens"]] = rng.uniform(2e3, 2e6, len(roles))
-    seen.request[:] = rng.exponential([2000, 300, 0.1, 0.04])
+    seen.request[:] = rng.exponential([2000, 300, 0.1, 0.04, 0.5, 0.08])
     seen.cluster[:] = rng.exponential(1e4, NUM_CLUSTER_FEATURES)
     keep = rng.random(len(roles)) < 0.8
     for mask in (seen.prompt_mask, seen.token_mask):

@@ -23,6 +23,19 @@ def test_least_ttft_makes_do_where_nothing_is_feasible(make):
     assert make("least-ttft").decide(seen) == Decision(1, 3)
 
 
+def test_a_requests_own_promise_counts(make):
+    """0.07 s between tokens is beyond 1.5 x 0.04 s, and within a class's 0.1 s; so with TTFT and 0.4 s."""
+    seen = {"predicted_ttft_s": [0.25, 0.1, 0.1], "predicted_tbt_s": [0.04, 0.07, 0.05]}
+    assert make("least-ttft", "pmt").decide(view("pmt", **seen)) == Decision(0, 2)
+    assert make("least-ttft", "pmt").decide(view("pmt", promised=(1.0, 0.1), **seen)) == Decision(1, 1)
+    seen = {"predicted_ttft_s": [0.1, 0.29, 0.39, 0, 0], "predicted_tbt_s": [0, 0, 0, 0.059, 0.09]}
+    assert make("fullest-feasible", "ppptt").decide(view("ppptt", **seen)) == Decision(1, 3)
+    assert make("fullest-feasible", "ppptt").decide(view("ppptt", promised=(0.4, 0.1), **seen)) == Decision(2, 4)
+    seen = {"predicted_tbt_s": [0, 0, 0.06, 0.04], "booked_kv_tokens": [0, 0, 10, 20]}
+    assert make("splitwise-tuned").decide(view("pptt", **seen)).token_machine == 0  # 1.25 x 0.04 s: it takes one along
+    assert make("splitwise-tuned").decide(view("pptt", promised=(1.0, 0.1), **seen)) == Decision(0, 2)
+
+
 def test_lmetric_multiplies_queue_and_batch(make):
     # (1000 + 1000) x 2 = 4000 against (1000 + 100) x 4 = 4400
     seen = view("pptt", pending_prompt_tokens=[1000, 100, 0, 0], pending_prompts=[1, 3, 0, 0], decodes=[0, 0, 9, 8])

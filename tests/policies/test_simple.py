@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from splitgym.policies.kernels import hashed_uniform
 from splitgym.randomness import hashed_uniform as plain_hashed_uniform
+from splitgym.sim.hashing import hashed_uniform
 from splitgym.view import TICK, Decision
 from tests.policies.views import view
 

@@ -28,6 +28,7 @@ def view(
     output_tokens: float = 101.0,
     cluster: dict[str, float] | None = None,
     role_mask: np.ndarray | None = None,
+    promised: tuple[float, float] = (0.0, 0.0),
     **machines: Sequence[float],
 ) -> ClusterView:
     """Ready machines with a letter of ``roles`` each (p, t, m), alike but for the features given by name."""
@@ -44,6 +45,7 @@ def view(
     request[REQUEST_COLUMN["predicted_output_tokens"]] = output_tokens
     request[REQUEST_COLUMN["baseline_ttft_s"]] = 0.1
     request[REQUEST_COLUMN["baseline_tbt_s"]] = 0.04
+    request[REQUEST_COLUMN["ttft_slo_s"]], request[REQUEST_COLUMN["tbt_slo_s"]] = promised
     totals = np.zeros(NUM_CLUSTER_FEATURES)
     for name, value in (cluster or {}).items():
         totals[CLUSTER_COLUMN[name]] = value

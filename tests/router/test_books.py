@@ -11,7 +11,7 @@ from splitgym.router.books import Booking, RouterBooks
 from splitgym.sim import ReferenceEngine, Scenario
 from splitgym.sim import books as b
 from splitgym.sim.cluster import Cluster
-from splitgym.view import DOWN, READY, TOKEN, Decision
+from splitgym.view import DOWN, READY, TICK, TOKEN, Decision
 from splitgym.workload import Requests
 
 MACHINES = build_machines(parse_machines("prompt=1:h100-80gb,token=1:h100-80gb,mixed=1:a100-80gb"), "llama2-70b", 8)
@@ -85,6 +85,7 @@ def test_down_hides_the_lifecycle_and_forgets_reports() -> None:
     books = RouterBooks(CLUSTER)
     books.report(1, 3.0, 2.0, 0.5)
     assert books.rows[1, b.KV_HELD] == 0.5 * books.capacities[1]
+    assert 0 <= books.view(TICK)["report_age_s"][1] <= books.view(TICK)["report_age_s"][0]
     books.set_down(1, True)
     assert books.lifecycle_of(1) == DOWN and books.rows[1, b.RUNNING] == 0
     books.set_role(1, TOKEN, READY)

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 
 from splitgym.hardware import LatencyLaw, load_profile, model_spec
 from splitgym.randomness import hashed_uniform
-from splitgym.sim.cluster import FIRST_TOKEN, Batching, Cluster, Machine, Scenario, Slo, Transfer, VllmBatching
+from splitgym.sim.cluster import (
+    FIRST_TOKEN,
+    Batching,
+    Cluster,
+    Machine,
+    RequestClass,
+    Scenario,
+    Slo,
+    SloSeconds,
+    Telemetry,
+    Transfer,
+    VllmBatching,
+)
 from splitgym.view import TICK, ClusterView, Decision
 from splitgym.workload import Requests
 from tests.sim.build import ROLE, cluster, law
@@ -70,6 +82,17 @@ def slower(law: LatencyLaw, factor: float) -> LatencyLaw:
 OVERHEADS = st.sampled_from([(0.0, 0.0), (0.004, 0.0), (0.01, 0.0002)])  # of a transfer, of each of its blocks
 NETWORKS = st.sampled_from(["ideal", "shared"])
 LEASES_S = st.sampled_from([None, None, 0.05, 0.5, 3.0])
+TELEMETRY = st.sampled_from([None, None, Telemetry(0.05), Telemetry(0.7, 0.2, 0.3), Telemetry(5.0, 5.0, 0.9)])
+CLASSES = st.sampled_from(
+    [
+        (),
+        (),
+        (
+            RequestClass("quick", SloSeconds(0.4, 0.06)),
+            RequestClass("patient", Slo((20, 30, 60), (2, 4, 8), (9, 9, 9))),
+        ),
+    ]
+)
 
 
 @st.composite
@@ -98,11 +121,15 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
     mode = draw(st.sampled_from(["serialized", "layerwise"]))
     batching = Batching(draw(st.sampled_from([100, 2048])), draw(st.sampled_from([2, 512])), 4)
     rate = draw(st.sampled_from([0.3, 2.0, 10.0]))
-    count = draw(st.integers(1, 60))
+    count, classes = draw(st.integers(1, 60)), draw(CLASSES)
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     gaps_s = rng.exponential(1 / rate, count) * (rng.random(count) < 0.8)  # some arrive together
     arrivals = Requests(
-        np.cumsum(gaps_s), rng.integers(1, 200, count), rng.integers(1, 60, count), np.full(count, 30.0)
+        np.cumsum(gaps_s),
+        rng.integers(1, 200, count),
+        rng.integers(1, 60, count),
+        np.full(count, 30.0),
+        rng.integers(0, max(len(classes), 1), count),
     )
     tested = cluster(
         roles,
@@ -113,7 +140,8 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
         switch_s=draw(st.sampled_from([0.0, 1.5])),
         link_bytes_per_s=draw(st.sampled_from([1e15, 1e8])),  # a prompt takes no time, or up to 0.7 s
     )
-    tested = dataclasses.replace(tested, first_token=draw(st.sampled_from(FIRST_TOKEN)))
+    first_token = draw(st.sampled_from(FIRST_TOKEN))
+    tested = dataclasses.replace(tested, first_token=first_token, telemetry=draw(TELEMETRY), classes=classes)
     if discipline == "vllm" or (discipline is None and draw(st.booleans())):
         tested = draw(with_vllm(tested))
     if draw(st.booleans()):
@@ -143,6 +171,8 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
         slo=Slo(),
         switch_s=draw(st.sampled_from([0.0, 0.3])),
         first_token=draw(st.sampled_from(FIRST_TOKEN)),
+        telemetry=draw(TELEMETRY),
+        classes=draw(CLASSES),
     )
     if draw(st.booleans()):
         tested = draw(with_vllm(tested))
@@ -156,7 +186,10 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
         arrival_s = arrival_s.round(1)  # many at once, some at ticks
     prompt_tokens = np.clip(rng.lognormal(6.5, 1.2, count), 1, 6000).astype(np.int64)
     output_tokens = np.clip(rng.lognormal(3.0, 1.3, count), 1, 500).astype(np.int64)
-    arrivals = Requests(arrival_s, prompt_tokens, output_tokens, np.clip(rng.lognormal(3.0, 0.5, count), 1, 500))
+    predicted, slo_class = np.clip(rng.lognormal(3.0, 0.5, count), 1, 500), rng.integers(0, 2, count)
+    if not tested.classes:
+        slo_class[:] = 0
+    arrivals = Requests(arrival_s, prompt_tokens, output_tokens, predicted, slo_class)
     horizon_s = draw(st.sampled_from([float("inf"), 0.5, 3.0, 12.0]))
     return Scenario(
         tested,

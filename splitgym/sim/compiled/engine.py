@@ -24,6 +24,7 @@ from splitgym.sim.ledger import Meters
 from splitgym.sim.outside import InvalidDecision, MachineState, describe_extrapolations, explain_refusal, explain_role
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.rows import RequestRows
+from splitgym.sim.telemetry import new_reports
 from splitgym.view import LIFECYCLES, ROLES, ClusterView, Decision
 
 
@@ -48,7 +49,7 @@ class CompiledEngine:
     def __init__(self, scenario: Scenario, *, record: bool = False) -> None:
         self.scenario = scenario
         zeros = Arena(size_of(scenario)).zeros
-        self.books = Books(scenario.cluster, zeros)
+        self.books = Books(scenario.cluster, zeros, new_reports(scenario.cluster, scenario.seed, zeros))
         self.recorder = Recorder() if record else None
         self._desk = self.books.arrays
         self._state: State = new_state(scenario, self.books, record=record, zeros=zeros)
@@ -175,9 +176,9 @@ class CompiledEngine:
         self.recorder = copy.deepcopy(snapshot.recorder)
 
     def _arrays(self) -> list[npt.NDArray[Any]]:
-        """Each array that changes, once: state and books share some; laws, facts and costs are the scenario's."""
+        """Each array that changes, once: state and books share some; laws and the like are the scenario's."""
         desk = self._desk
-        given = {id(array) for array in (desk.laws, desk.facts, desk.baseline_law, desk.costs)}
+        given = {id(array) for array in (desk.laws, desk.facts, desk.baseline_law, desk.costs, desk.promises)}
         return list({id(array): array for array in (*self._state, *desk) if id(array) not in given}.values())
 
     def _need_pending(self) -> None:

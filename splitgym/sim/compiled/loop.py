@@ -16,6 +16,7 @@ from splitgym.sim.books import (
     fill_times,
     fill_work,
     renew_masks,
+    show_reports,
     show_times,
 )
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, LEASE_END, MACHINE_START, TRANSFER_END
@@ -35,7 +36,7 @@ from splitgym.sim.compiled.leases import end_lease
 from splitgym.sim.compiled.machine import end_iteration, start_machine
 from splitgym.sim.compiled.memory import end_transfer
 from splitgym.sim.compiled.network import end_next
-from splitgym.sim.compiled.notes import changed_since, note_change
+from splitgym.sim.compiled.notes import changed_since, note_change, note_scrapes
 from splitgym.sim.compiled.roles import change_role, end_switch, settle
 from splitgym.sim.compiled.slots import desk_at, state_at
 from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
@@ -158,12 +159,14 @@ def advance_at(a: IntArray) -> int:
 def show(s: State, desk: BookArrays, with_times: bool) -> None:
     """Bring the view up to date for the decision that is due; without what `fill_times` writes if nobody reads it."""
     run = s.run[0]
-    prompt_tokens, predicted = 0, 0.0
+    prompt_tokens, predicted, slo_class = 0, 0.0, 0
     if run.pending_request >= 0:
         request = s.requests[run.pending_request]
-        prompt_tokens, predicted = request.prompt_tokens, request.predicted
+        prompt_tokens, predicted, slo_class = request.prompt_tokens, request.predicted, request.slo_class
     is_tick = run.pending == TICK
     renew_masks(prompt_tokens, desk)
+    if run.is_stale:
+        note_scrapes(s)
     first, end = changed_since(s, run.shown)
     for i in range(first, end):
         fill_work(s.notes[i], desk)
@@ -172,7 +175,9 @@ def show(s: State, desk: BookArrays, with_times: bool) -> None:
             fill_roles(m, desk)
         run.shown_masks = desk.masked[2]
     run.shown = run.noted
-    fill_request(is_tick, run.now_s, prompt_tokens, predicted, desk)
+    if run.is_stale:
+        show_reports(run.now_s, desk)
+    fill_request(is_tick, run.now_s, prompt_tokens, predicted, slo_class, desk)
     if with_times:
         predict(s, desk)
         show_times(desk)

@@ -1,6 +1,7 @@
 """Which machines have changed: one list, of which each reader remembers how far it has read.
 
-Notes are numbered from 1. A reader keeps the number that `State.run`'s ``noted`` had when it looked, 0 if it never did.
+A change is noted before it is made. Notes are numbered from 1. A reader keeps the number that `State.run`'s ``noted``
+had when it looked, 0 if it never did.
 """
 
 from __future__ import annotations
@@ -8,19 +9,37 @@ from __future__ import annotations
 from splitgym.jit import lean_njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled.state import State
+from splitgym.sim.telemetry import scrape
 from splitgym.view import DRAINING
 
 
 @lean_njit
 def note_change(s: State, m: int) -> None:
-    """The books' row of a machine changes, and so do its features. Noted once until somebody reads it."""
+    """The books' row of a machine is to change, and so will its features. Noted once until somebody reads it."""
     run, machine = s.run[0], s.machines[m]
+    if run.is_stale:
+        keep_report(s, m)
     if machine.noted < run.read:
         machine.noted = run.noted
         s.notes[len(s.machines) + run.noted - run.first_noted] = m
         run.noted += 1
     if s.books[m, b.LIFECYCLE] == DRAINING:
         run.may_settle = True
+
+
+@lean_njit
+def keep_report(s: State, m: int) -> bool:
+    """Keep what a machine has said of itself since its last scrape, if there is a new one."""
+    row = s.books[m]
+    return scrape(s.reports[m], m, s.run[0].now_s, row[b.RUNNING], row[b.WAITING], row[b.KV_HELD])
+
+
+@lean_njit
+def note_scrapes(s: State) -> None:
+    """Bring all reports up to now; what is new there changes features, too."""
+    for m in range(len(s.machines)):
+        if keep_report(s, m):
+            note_change(s, m)
 
 
 @lean_njit

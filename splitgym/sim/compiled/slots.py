@@ -56,6 +56,7 @@ def state_at(a: IntArray) -> State:
         residues=carray(pointer_at(a[16, 0]), (a[16, 1], a[16, 2]), _INT),
         pairs=carray(pointer_at(a[17, 0]), (a[17, 1],), PAIR),
         flow_ends=carray(pointer_at(a[18, 0]), (a[18, 1],), TIMED),
+        reports=carray(pointer_at(a[19, 0]), (a[19, 1], a[19, 2]), _FLOAT),
     )
 
 
@@ -80,4 +81,6 @@ def desk_at(a: IntArray) -> BookArrays:
         prompt_mask=carray(pointer_at(d[13, 0]), (d[13, 1],), _BOOL),
         token_mask=carray(pointer_at(d[14, 0]), (d[14, 1],), _BOOL),
         role_mask=carray(pointer_at(d[15, 0]), (d[15, 1], d[15, 2]), _BOOL),
+        promises=carray(pointer_at(d[16, 0]), (d[16, 1], d[16, 2]), _FLOAT),
+        reports=carray(pointer_at(d[17, 0]), (d[17, 1], d[17, 2]), _FLOAT),
     )

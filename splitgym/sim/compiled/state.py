@@ -61,6 +61,7 @@ REQUEST = np.dtype(
         ("ends_at", "i4"),  # its machine's decode clock when its last token is due, if it is never left out
         ("passed_over", "i4"),
         ("served", "i4"),  # in an iteration that leaves some out: LEFT_OUT, SERVED or FORCED
+        ("slo_class", "i4"),
         ("is_fresh", "?"),  # its last token was not at the end of its machine's last common iteration
     ],
     align=True,
@@ -147,6 +148,7 @@ RUN = np.dtype(
         ("is_layerwise", "?"),
         ("is_shared", "?"),  # the network
         ("token_machines_answer", "?"),  # they make the first token of a request whose cache is sent
+        ("is_stale", "?"),  # what machines say of themselves
         ("overhead_s", "f8"),
         ("overhead_per_block_s", "f8"),
         ("block_tokens", "i8"),
@@ -274,12 +276,13 @@ class State(NamedTuple):
     flow_ends: (
         Records  # TIMED, a tournament of the first ends of transfers to the machines, where the network is shared
     )
+    reports: FloatArray  # as in `BookArrays`
 
 
 def size_of(scenario: Scenario) -> int:
     """How many bytes a state and its books need, about."""
     per_request = REQUEST.itemsize + 11 * TIMED.itemsize + FLOW.itemsize * scenario.cluster.transfer.is_shared
-    per_machine = 2048 + 8 * _most_block_tokens(scenario)
+    per_machine = 2304 + 8 * _most_block_tokens(scenario)
     pairs = _most_pairs(scenario) * PAIR.itemsize
     return per_request * len(scenario.requests) + per_machine * scenario.cluster.num_machines + pairs + 8192
 
@@ -305,6 +308,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
     run["kv_lease_s"] = NEVER_S if lease_s is None else lease_s
     run["first_leased"] = run["last_leased"] = -1
     run["next_lease_end_s"] = NEVER_S
+    run["is_stale"] = cluster.telemetry is not None
     run["overhead_s"] = cluster.transfer.overhead_s
     run["overhead_per_block_s"] = cluster.transfer.overhead_per_block_s
     run["block_tokens"] = cluster.kv_block_tokens
@@ -343,6 +347,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         residues=zeros((num_machines, _most_block_tokens(scenario)), np.int64),
         pairs=_pairs(scenario, zeros),
         flow_ends=_tournament(num_machines, zeros) if run["is_shared"][0] else zeros(0, TIMED),
+        reports=books.arrays.reports,
     )
 
 
@@ -366,6 +371,8 @@ def rows_of(state: State, scenario: Scenario, end_s: float) -> RequestRows:
         status=done["status"].astype(np.int64),
         end_s=end_s,
         frontend_s=scenario.cluster.frontend_s,
+        slo_class=given.slo_class[:arrived] if scenario.cluster.classes else None,
+        class_names=scenario.cluster.class_names,
     )
 
 
@@ -394,8 +401,9 @@ def _requests(scenario: Scenario, zeros: Zeros) -> Records:
     requests["predicted"] = given.predicted_output_tokens
     requests["prompt_weight"] = baseline.prompt_weight
     requests["token_weight"] = baseline.token_weight
-    requests["ttft_allowed_s"] = cluster.slo.ttft[1] * baseline.ttft_s
-    requests["token_phase_allowed_s"] = cluster.slo.tbt[1] * (baseline.e2e_s - baseline.ttft_s)
+    requests["ttft_allowed_s"] = baseline.ttft_allowed_s
+    requests["token_phase_allowed_s"] = baseline.token_phase_allowed_s
+    requests["slo_class"] = given.slo_class
     requests["status"] = IN_FLIGHT
     for name in ("prompt_machine", "token_machine", "next"):
         requests[name] = -1

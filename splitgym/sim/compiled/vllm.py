@@ -148,6 +148,7 @@ def admit_prompts(s: State, m: int) -> None:
             room -= machine.watermark_tokens
         if in_blocks(s, m, tokens) > room or not (is_back or admits(s, m)):
             return
+        note_change(s, m)
         machine.queue_first = request.next
         if machine.queue_first < 0:
             machine.queue_last = -1
