@@ -12,15 +12,19 @@ from splitgym.workload.config import (
 )
 from splitgym.workload.lengths import TabulatedLengths
 from splitgym.workload.prediction import OutputPredictor, predict_output
+from splitgym.workload.quality import Prediction
 from splitgym.workload.requests import Requests
 from splitgym.workload.shipped import list_traces, shipped_workload
+from splitgym.workload.sources import Lengths
 from splitgym.workload.traces import read_trace, write_trace
 
 __all__ = [
+    "Lengths",
     "MixturePart",
     "MixtureWorkload",
     "OutputPredictor",
     "Phase",
+    "Prediction",
     "Requests",
     "ShiftWorkload",
     "SyntheticWorkload",

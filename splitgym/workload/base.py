@@ -1,8 +1,9 @@
-"""What every workload can do: be drawn, say its mean rate, and predict outputs from prompts."""
+"""What every workload can do: be drawn, say its mean rate, and predict outputs."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -14,6 +15,7 @@ from splitgym.errors import SplitgymError
 from splitgym.randomness import Streams
 from splitgym.workload.arrivals import Offset
 from splitgym.workload.prediction import OutputPredictor
+from splitgym.workload.quality import MeanPrediction, Prediction
 from splitgym.workload.requests import FloatArray, IntArray, Requests
 from splitgym.workload.streams import part
 
@@ -27,6 +29,8 @@ class Workload(BaseModel, ABC):
     """A source of requests. Equal streams give equal requests, and a longer draw begins as a shorter one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prediction: Prediction = MeanPrediction()
 
     @property
     @abstractmethod
@@ -56,9 +60,17 @@ class Workload(BaseModel, ABC):
         """How long a draw is that nothing limits; None where it would have no end."""
         return None
 
-    def predict(self, prompt_tokens: IntArray) -> FloatArray:
-        """(n,) E[output tokens | prompt tokens]: means by prompt decile of the reference requests."""
-        return _predictor(self).predict(prompt_tokens)
+    def predict(self, streams: Streams, prompt_tokens: IntArray, output_tokens: IntArray) -> FloatArray:
+        """(n,) what a router predicts of (n,) outputs, having learned from the reference requests."""
+        return self.prediction.predict(_predictor(self), streams, prompt_tokens, output_tokens)
+
+    def predict_again(self, streams: Streams, given: Requests) -> Requests:
+        """``given``, a trace with mean predictions, predicted as well as this workload; learned from the trace."""
+        if isinstance(self.prediction, MeanPrediction) or len(given) == 0:
+            return given
+        lengths = given.prompt_tokens, given.output_tokens
+        predicted = self.prediction.predict(self.prediction.fit(*lengths), streams, *lengths)
+        return replace(given, predicted_output_tokens=predicted)
 
     def draw(
         self,
@@ -94,7 +106,7 @@ class Workload(BaseModel, ABC):
             if duration_s is None:
                 raise ValueError("this workload has no end: give duration_s, num_requests or both")
         arrival_s, prompt, output = workload._within(streams, duration_s, num_requests, rate_rps, offset)
-        predicted = workload.predict(prompt) if len(prompt) else np.empty(0)
+        predicted = workload.predict(streams, prompt, output) if len(prompt) else np.empty(0)
         return Requests(arrival_s, prompt, output, predicted)
 
     def _within(
@@ -135,4 +147,4 @@ def rate_missing(what: str) -> SplitgymError:
 
 @lru_cache(maxsize=64)
 def _predictor(workload: Workload) -> OutputPredictor:
-    return OutputPredictor.fit(*workload.reference(REFERENCE_REQUESTS))
+    return workload.prediction.fit(*workload.reference(REFERENCE_REQUESTS))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from splitgym.randomness import Streams
 from splitgym.workload.arrivals import Offset
@@ -94,6 +94,11 @@ class MixturePart(BaseModel):
     weight: float = Field(gt=0)
     workload: WorkloadConfig
 
+    @field_validator("workload")
+    @classmethod
+    def _predicts_with_the_others(cls, workload: WorkloadConfig) -> WorkloadConfig:
+        return without_prediction(workload)
+
 
 class MixtureWorkload(Workload):
     """Several workloads at once. Their own rates count for nothing: shares of ``rate_rps`` do."""
@@ -137,6 +142,11 @@ class Phase(BaseModel):
 
     duration_s: float = Field(gt=0)
     workload: WorkloadConfig
+
+    @field_validator("workload")
+    @classmethod
+    def _predicts_with_the_others(cls, workload: WorkloadConfig) -> WorkloadConfig:
+        return without_prediction(workload)
 
 
 class ShiftWorkload(Workload):
@@ -235,6 +245,17 @@ WorkloadConfig = Annotated[
     SyntheticWorkload | TraceWorkload | MixtureWorkload | ShiftWorkload, Field(discriminator="source")
 ]
 """The type of a card's ``workload:`` field."""
+
+
+def without_prediction(workload: WorkloadConfig) -> WorkloadConfig:
+    """``workload``, a part of another.
+
+    Raises:
+        ValueError: if it says how outputs are predicted, which is for the whole to say.
+    """
+    if "prediction" in workload.model_fields_set:
+        raise ValueError("prediction is the whole workload's; put it beside source, not into a part")
+    return workload
 
 
 def merged(drawn: list[Drawn]) -> Drawn:

@@ -158,7 +158,8 @@ def test_splits_share_no_request_of_a_trace(numbered: Path) -> None:
     assert [len(seen[split]) for split in SPLITS] == [600, 200, 200]
     assert len(set.union(*seen.values())) == 1000
     # what a router predicts on the test stretch was learned on the training stretch
-    assert made.predict(np.array([999]))[0] == made.predict(np.array([600]))[0]
+    one = np.array([1])
+    assert made.predict(Streams(0), np.array([999]), one) == made.predict(Streams(0), np.array([600]), one)
 
 
 def test_a_replay_scales_time_and_wraps_around(numbered: Path) -> None:
