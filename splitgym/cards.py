@@ -10,7 +10,6 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     FiniteFloat,
     NonNegativeFloat,
     PositiveFloat,
@@ -32,16 +31,17 @@ from splitgym.machines import (
 )
 from splitgym.policies import make_policy
 from splitgym.randomness import Streams
+from splitgym.request_classes import ClassCard, SloCard, with_classes
 from splitgym.shipped import shipped_folder
-from splitgym.sim.cluster import Batching, Cluster, Scenario, Slo, Transfer, VllmBatching
+from splitgym.sim.cluster import Batching, Cluster, Scenario, Telemetry, Transfer, VllmBatching
 from splitgym.workload import Requests, WorkloadConfig
 from splitgym.yaml_file import read_model
 
 KINDS = ("routing", "repurposing", "joint")
 Kind = Literal["routing", "repurposing", "joint"]
 
-Slowdown = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Slowdowns = tuple[Slowdown, Slowdown, Slowdown]
+BASE_KEY = "extends"
+"""The field of a card that names another of its folder, whose fields it has but for those it gives itself."""
 
 
 class _Strict(BaseModel):
@@ -97,19 +97,26 @@ class PowerCard(_Strict):
     cap_w: Annotated[PositiveFloat, FiniteFloat] | None = None
 
 
-class SloCard(_Strict):
-    """Slowdowns against the baseline machine at P50, P90, P99. Defaults: Splitwise, Table VI."""
+class TelemetryCard(_Strict):
+    """See `splitgym.sim.cluster.Telemetry`."""
 
-    ttft: Slowdowns = Slo.ttft
-    tbt: Slowdowns = Slo.tbt
-    e2e: Slowdowns = Slo.e2e
+    scrape_interval_s: Annotated[PositiveFloat, FiniteFloat]
+    jitter_s: Annotated[NonNegativeFloat, FiniteFloat] = Telemetry.jitter_s
+    loss: NonNegativeFloat = Telemetry.loss
 
-    @field_validator("ttft", "tbt", "e2e")
-    @classmethod
-    def _ordered(cls, bounds: tuple[float, float, float]) -> tuple[float, float, float]:
-        if not bounds[0] <= bounds[1] <= bounds[2]:
-            raise ValueError(f"{list(bounds)} decrease; give the P50, P90 and P99 in this order")
-        return bounds
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        self.build()  # raises for what cannot be
+        return self
+
+    @property
+    def oldest_s(self) -> float:
+        """How old a report becomes while no scrape fails."""
+        return self.scrape_interval_s + self.jitter_s
+
+    def build(self) -> Telemetry:
+        """The same for the simulator."""
+        return Telemetry(**self.model_dump())
 
 
 class ClusterCard(_Strict):
@@ -215,8 +222,19 @@ class Card(_Strict):
     cluster: ClusterCard
     workload: WorkloadConfig
     slo: SloCard = SloCard()
+    classes: tuple[ClassCard, ...] = ()  # without, slo holds for all requests alike
+    telemetry: TelemetryCard | None = None  # reported features are fresh without
     episode: EpisodeCard
     defaults: DefaultsCard = DefaultsCard()
+
+    @field_validator("classes")
+    @classmethod
+    def _no_twins(cls, classes: tuple[ClassCard, ...]) -> tuple[ClassCard, ...]:
+        names = [kind.name for kind in classes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two are called {name!r}; give each a name of its own")
+        return classes
 
     _path: Path = PrivateAttr(default=Path())
     _shown: str = PrivateAttr(default="card")
@@ -243,7 +261,10 @@ class Card(_Strict):
             SplitgymError: for machines that cannot be had, or a model without a profile.
         """
         groups = self.cluster.machines if machines is None else parse_machines(machines)
-        return replace(self.cluster.build(groups, model), slo=Slo(**self.slo.model_dump()))
+        telemetry = None if self.telemetry is None else self.telemetry.build()
+        classes = tuple(kind.build() for kind in self.classes)
+        built = self.cluster.build(groups, model)
+        return replace(built, slo=self.slo.build(), telemetry=telemetry, classes=classes)
 
     def scenario(
         self,
@@ -279,12 +300,17 @@ class Card(_Strict):
         cluster = self.default_cluster if plain else self.build_cluster(machines, model)
         streams = Streams(seed, split)
         if requests is not None:
+            requests = self.workload.predict_again(streams, requests)
+            if self.classes:
+                requests = with_classes(self.classes, requests, streams, self.workload.prediction, None)
             return Scenario(cluster, _at_rate(requests, rate_rps), tick_s=episode.tick_s, seed=streams.key("decisions"))
         if horizon_s is not None and not episode.warmup_s < horizon_s < float("inf"):
             raise SplitgymError(f"horizon: {horizon_s:g} s; give more than the warm-up's {episode.warmup_s:g} s")
         end_s = horizon_s or episode.horizon_s
         try:
             drawn = self._draw(streams, rate_rps, end_s)
+            if self.classes:
+                drawn = with_classes(self.classes, drawn, streams, self.workload.prediction, self.folder)
         except SplitgymError as error:
             raise SplitgymError(f"{self._shown}: {error}") from None
         return Scenario(
@@ -338,7 +364,7 @@ def read_card(path: Path, *, shown: str | None = None) -> Card:
     Raises:
         SplitgymError: see `load_card`.
     """
-    card = read_model(path, Card, shown=shown)
+    card = read_model(path, Card, shown=shown, base_key=BASE_KEY)
     card._path = path
     card._shown = shown or str(path)
     return card

@@ -22,13 +22,14 @@ _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _NOT_ONE_OF = {"literal_error": "expected", "union_tag_invalid": "expected_tags"}
 
 
-def read_model(path: Path, shape: type[_Model], *, shown: str | None = None) -> _Model:
+def read_model(path: Path, shape: type[_Model], *, shown: str | None = None, base_key: str | None = None) -> _Model:
     """The YAML file at ``path`` as a ``shape``.
 
     Args:
         path: the file.
         shape: a pydantic model or a dataclass.
         shown: what messages call the file; its path by default.
+        base_key: the field that names another file of the folder, whose content holds where this one says nothing.
 
     Raises:
         SplitgymError: if the file cannot be read or is no YAML (with the line), and for mistakes in it, one
@@ -36,6 +37,8 @@ def read_model(path: Path, shape: type[_Model], *, shown: str | None = None) -> 
     """
     place = shown or str(path)
     content = _read_yaml(path, place)
+    if base_key in content:
+        content = _over_base(content, path, place, base_key)
     try:
         return TypeAdapter(shape).validate_python(content)
     except ValidationError as error:
@@ -80,7 +83,25 @@ def write_yaml(path: Path, content: dict[str, Any]) -> None:
         raise SplitgymError(f"{path}: cannot be written ({reason}); choose a path in a folder you can write") from None
 
 
-def _read_yaml(path: Path, place: str) -> object:
+def _over_base(content: dict[str, Any], path: Path, place: str, base_key: str) -> dict[str, Any]:
+    """``content`` over that of the file which it names; mappings are merged, everything else replaced."""
+    name = content[base_key]
+    base_path = path.parent / f"{name}.yaml"
+    if not isinstance(name, str) or not base_path.is_file():
+        names = [other.stem for other in path.parent.glob("*.yaml") if other != path]
+        raise SplitgymError(f"{place}: {base_key}: no {name!r} beside it{did_you_mean(str(name), names)}")
+    base = _read_yaml(base_path, f"{place}: {base_key}: {base_path.name}")
+    if base_key in base:
+        raise SplitgymError(f"{place}: {base_key}: {name!r} extends another one itself; name that")
+    return _merged(base, {key: value for key, value in content.items() if key != base_key})
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = (key for key in over if isinstance(over[key], dict) and isinstance(base.get(key), dict))
+    return base | over | {key: _merged(base[key], over[key]) for key in both}
+
+
+def _read_yaml(path: Path, place: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

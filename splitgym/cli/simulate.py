@@ -125,6 +125,10 @@ def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:
             met = slo.get(f"{name}_{statistic}", True)
             cells.append(figure(value) if met else f"[red]{figure(value)} ✗[/red]")
         table.add_row(f"{name.upper()} slowdown", *cells)
+    for kind, figures in results.get("classes", {}).items():
+        table.add_section()
+        for name in ("ttft", "tbt", "e2e"):
+            table.add_row(f"{kind}: {name.upper()} (s)", *map(figure, figures[f"{name}_s"].values()))
     console = wide_console()
     console.print(table)
     requests = results["requests"]
@@ -147,6 +151,13 @@ def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:
             f"a request {figure(energy['per_request_j'])} J, ${figure(cost['per_request_usd'])}; "
             f"an output token {figure(energy['per_output_token_j'])} J, "
             f"a million ${figure(cost['per_million_output_tokens_usd'])}",
+            highlight=False,
+        )
+    for kind, figures in results.get("classes", {}).items():
+        share = "–" if figures["kept"] is None else f"{figures['kept']:.1%}"
+        console.print(
+            f"{kind}: {share} of {figures['requests']} requests keep their SLO; "
+            f"goodput {figure(figures['goodput_rps'])} requests/s",
             highlight=False,
         )
     console.print(f"{results['wall_s']:.2f} s of computing; results in {out}", highlight=False, soft_wrap=True)

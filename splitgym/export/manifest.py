@@ -74,7 +74,7 @@ class Manifest:
         smallest_cluster: machines it can decide for, at least.
         largest_cluster: machines it can decide for, at most.
         cadence: when it decides: ``arrivals`` (bool), ``tick_s`` (seconds, or null).
-        staleness_s: how old the reported features were where it was trained, at most.
+        staleness_s: how old the reported features were where it was trained, at most, unless a scrape failed.
         trained: where it was trained: card, seed, versions, settings.
         evaluation: what it scored there.
     """

@@ -101,6 +101,7 @@ class RunExport:
                 "arrivals": config.kind != "repurposing",
                 "tick_s": None if config.kind == "routing" else self._card.episode.tick_s,
             },
+            staleness_s=0.0 if self._card.telemetry is None else self._card.telemetry.oldest_s,
             trained=self._training(),
             evaluation={"split": "val", "mean_slowdown": config.validation} if config.validation else {},
         )

@@ -11,6 +11,7 @@ from splitgym.sim.cluster import Scenario
 from splitgym.sim.rows import COMPLETED, RequestRows
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -33,6 +34,8 @@ class Charged:
     alone_tbt_s: FloatArray  # (num_counted,)
     alone_e2e_s: FloatArray  # (num_counted,)
     completed: BoolArray  # (num_counted,)
+    kept: BoolArray  # (num_counted,) completed, and within what is promised: TTFT, TBT and, where it is, E2E
+    slo_class: IntArray | None = None  # (num_counted,) where there are classes
 
     @property
     def ttft_slowdown(self) -> FloatArray:
@@ -69,12 +72,24 @@ def charge(rows: RequestRows, scenario: Scenario) -> Charged:
     ttft_s = np.where(answered, counted.ttft_s, np.maximum(waited_s, alone_ttft_s + counted.frontend_s))
     e2e_s = np.where(completed, counted.e2e_s, np.maximum(waited_s, ttft_s + alone_e2e_s - alone_ttft_s))
     gaps = np.where(counted.output_tokens > 1, counted.output_tokens - 1.0, np.nan)
+    tbt_s, alone_tbt_s = np.where(answered, e2e_s - ttft_s, e2e_s) / gaps, (alone_e2e_s - alone_ttft_s) / gaps
+    promised = scenario.cluster.promises.T
+    promised = promised[:, counted.slo_class] if counted.slo_class is not None else promised
+    quick = _within(ttft_s, alone_ttft_s, promised[0], promised[1])
+    smooth = np.isnan(tbt_s) | _within(tbt_s, alone_tbt_s, promised[2], promised[3])
     return Charged(
         ttft_s=ttft_s,
-        tbt_s=np.where(answered, e2e_s - ttft_s, e2e_s) / gaps,
+        tbt_s=tbt_s,
         e2e_s=e2e_s,
         alone_ttft_s=alone_ttft_s,
-        alone_tbt_s=(alone_e2e_s - alone_ttft_s) / gaps,
+        alone_tbt_s=alone_tbt_s,
         alone_e2e_s=alone_e2e_s,
         completed=completed,
+        kept=completed & quick & smooth & (e2e_s <= promised[4]),
+        slo_class=counted.slo_class,
     )
+
+
+def _within(time_s: FloatArray, alone_s: FloatArray, multiple: FloatArray, bound_s: FloatArray) -> BoolArray:
+    """Whether times keep their bounds: a multiple of what they are alone, or where that is 0, seconds."""
+    return np.where(multiple > 0, time_s / alone_s <= multiple, time_s <= bound_s)

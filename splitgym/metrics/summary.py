@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splitgym.metrics.bill import JOULES_PER_KWH, cost_of, cost_usd, energy_of
-from splitgym.metrics.charged import Charged, charge
+from splitgym.metrics.charged import BoolArray, Charged, IntArray, charge
 from splitgym.sim.cluster import Scenario, Slo
 from splitgym.sim.ledger import Meters
 from splitgym.sim.rows import STATUSES, RequestRows
@@ -34,7 +34,9 @@ def summary(rows: RequestRows, scenario: Scenario, meters: Meters | None) -> dic
         ``requests {arrived, completed, failed, abandoned, in_flight}``; ``ttft_s``, ``tbt_s``, ``e2e_s`` and
         ``slowdown {ttft, tbt, e2e}``, each ``{mean, p50, p90, p99}``; ``slo {met, ttft_p50, …, e2e_p99}``,
         true or false; ``goodput_rps`` (see `goodput_rps`); ``energy_kwh``; ``cost_usd``; ``energy`` and ``cost``, what
-        they were for (see `splitgym.metrics.bill`).
+        they were for (see `splitgym.metrics.bill`). Where there are classes,
+        ``classes {name: {requests, kept, goodput_rps, ttft_s, tbt_s, e2e_s}}``, ``kept`` being the share of the class's
+        requests that complete within what is promised.
     """
     return _summary(charge(rows, scenario), rows, scenario, meters)
 
@@ -46,8 +48,9 @@ def scorecard(rows: RequestRows, scenario: Scenario, meters: Meters | None) -> d
         ``slowdown`` (the mean of `Charged.slowdown`); ``ttft_mean_s``, ``ttft_p50_s`` … ``e2e_p99_s``;
         ``ttft_slowdown_mean`` … ``e2e_slowdown_p99``; ``slo_met`` (1 if all nine hold) and ``slo_fraction``
         (of the nine); ``goodput_rps``, ``energy_kwh``, ``cost_usd``, ``completed_fraction``; ``energy_prompt_kwh`` …
-        ``energy_per_output_token_j``, ``cost_per_request_usd``, ``cost_per_million_output_tokens_usd``. NaN where no
-        request gives one.
+        ``energy_per_output_token_j``, ``cost_per_request_usd``, ``cost_per_million_output_tokens_usd``; of each class
+        ``class_<name>_kept``, ``class_<name>_goodput_rps`` and ``class_<name>_ttft_mean_s`` …
+        ``class_<name>_e2e_p99_s``. NaN where no request gives one.
     """
     charged = charge(rows, scenario)
     full = _summary(charged, rows, scenario, meters)
@@ -65,20 +68,21 @@ def scorecard(rows: RequestRows, scenario: Scenario, meters: Meters | None) -> d
     }
     card |= {f"energy_{name}": value for name, value in full["energy"].items()}
     card |= {f"cost_{name}": value for name, value in full["cost"].items() if name != "per_hour_usd"}
+    for name, figures in full.get("classes", {}).items():
+        card |= {f"class_{name}_{figure}": figures[figure] for figure in ("kept", "goodput_rps")}
+        for latency in LATENCIES:
+            statistics = figures[f"{latency}_s"].items()
+            card |= {f"class_{name}_{latency}_{statistic}_s": value for statistic, value in statistics}
     return {name: math.nan if value is None else float(value) for name, value in card.items()}
 
 
 def goodput_rps(charged: Charged, scenario: Scenario, end_s: float) -> float:
     """Counted requests per second that complete with TTFT and TBT slowdowns within the card's P90 objectives.
 
-    The seconds are those in which counted requests may arrive: from warm-up to the horizon, or to the run's
-    end where there is no horizon. A one-token request has no TBT to miss.
+    With classes, within what a request's own is promised. The seconds are those in which counted requests may arrive:
+    from warm-up to the horizon, or to the run's end where there is no horizon. A one-token request has no TBT to miss.
     """
-    slo = scenario.cluster.slo
-    quick = charged.ttft_slowdown <= slo.ttft[1]
-    smooth = np.isnan(charged.tbt_slowdown) | (charged.tbt_slowdown <= slo.tbt[1])
-    span_s = min(scenario.horizon_s, end_s) - scenario.warmup_s
-    return float(np.sum(charged.completed & quick & smooth)) / span_s if span_s > 0 else 0.0
+    return _per_second(charged.kept, scenario, end_s)
 
 
 def _summary(charged: Charged, rows: RequestRows, scenario: Scenario, meters: Meters | None) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def _summary(charged: Charged, rows: RequestRows, scenario: Scenario, meters: Me
     order = ("completed", "failed", "abandoned", "in_flight")
     slowdown = {name: _statistics(getattr(charged, f"{name}_slowdown")) for name in LATENCIES}
     objectives = _objectives(slowdown, scenario.cluster.slo)
+    classes = charged.slo_class
     return {
         "requests": {"arrived": len(status)} | {name: counts[name] for name in order},
         **{f"{name}_s": _statistics(getattr(charged, f"{name}_s")) for name in LATENCIES},
@@ -97,7 +102,26 @@ def _summary(charged: Charged, rows: RequestRows, scenario: Scenario, meters: Me
         "cost_usd": cost_usd(scenario, rows.end_s),
         "energy": energy_of(rows, meters),
         "cost": cost_of(rows, scenario),
+        **({} if classes is None else {"classes": _classes(charged, classes, rows, scenario)}),
     }
+
+
+def _classes(charged: Charged, slo_class: IntArray, rows: RequestRows, scenario: Scenario) -> dict[str, Any]:
+    found = {}
+    for number, name in enumerate(rows.class_names):
+        here = slo_class == number
+        found[name] = {
+            "requests": int(here.sum()),
+            "kept": _mean(charged.kept[here].astype(np.float64)),
+            "goodput_rps": _per_second(charged.kept & here, scenario, rows.end_s),
+            **{f"{latency}_s": _statistics(getattr(charged, f"{latency}_s")[here]) for latency in LATENCIES},
+        }
+    return found
+
+
+def _per_second(these: BoolArray, scenario: Scenario, end_s: float) -> float:
+    span_s = min(scenario.horizon_s, end_s) - scenario.warmup_s
+    return float(np.sum(these)) / span_s if span_s > 0 else 0.0
 
 
 def _objectives(slowdown: dict[str, dict[str, float | None]], slo: Slo) -> dict[str, bool]:
