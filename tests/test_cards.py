@@ -12,10 +12,14 @@ from splitgym.cards import Card, list_cards, load_card
 from splitgym.errors import SplitgymError
 from splitgym.metrics import scorecard
 from splitgym.policies import make_policy
+from splitgym.router.config import TelemetryConfig
 from splitgym.sim.run import run
 from splitgym.workload import Requests
 
 NEEDED = {"Toy", "Quickstart", "SplitwiseHH", "SplitwiseHA", "SplitwiseAA", "SplitwiseHHcap", "Shift", "Burst"}
+NEEDED |= {f"{name}Realistic" for name in NEEDED - {"Toy"}}
+
+ROUTER = TelemetryConfig()
 
 GOOD = {
     "description": "description: a card\n",
@@ -55,6 +59,21 @@ def test_every_card_makes_a_scenario(name: str) -> None:
     if card.episode.arrivals is not None:
         assert counted.sum() == card.episode.arrivals
         assert scenario.horizon_s == scenario.requests.arrival_s[-1]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in NEEDED if name.endswith("Realistic")))
+def test_realistic_cards_are_the_others_seen_through_a_router(name: str) -> None:
+    plain, realistic = load_card(name.removesuffix("Realistic")), load_card(name)
+    assert plain.telemetry is None
+    assert realistic.telemetry is not None
+    assert realistic.telemetry.scrape_interval_s == ROUTER.interval_s
+    assert realistic.workload.prediction.quality == "bucket"
+    same = {"cluster", "slo", "classes", "episode", "defaults"}
+    assert realistic.model_dump(include=same) == plain.model_dump(include=same)
+    one, other = plain.scenario(3).requests, realistic.scenario(3).requests
+    np.testing.assert_array_equal(one.arrival_s, other.arrival_s)
+    np.testing.assert_array_equal(one.output_tokens, other.output_tokens)
+    assert not np.array_equal(one.predicted_output_tokens, other.predicted_output_tokens)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +309,40 @@ def test_files_that_are_no_cards(tmp_path: Path) -> None:
     assert mistakes("quikstart") == ["no card 'quikstart'; did you mean 'Quickstart'?"]
 
 
+def test_a_card_may_extend_another(tmp_path: Path) -> None:
+    write_card(tmp_path)
+    (tmp_path / "other.yaml").write_text("extends: mine\nworkload: {rate_rps: 3}\nslo: {tbt: [2, 3, 4]}\n")
+    card, base = load_card(tmp_path / "other.yaml"), load_card(tmp_path / "mine.yaml")
+    assert card.name == "other"
+    assert card.workload.mean_rate_rps == 3.0
+    assert card.slo.tbt == (2.0, 3.0, 4.0)
+    assert card.model_dump(exclude={"workload", "slo"}) == base.model_dump(exclude={"workload", "slo"})
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("extends: mien", "extends: no 'mien' beside it; did you mean 'mine'?"),
+        ("extends: 3", "extends: no 3 beside it"),
+        ("extends: third", "extends: 'third' extends another one itself; name that"),
+        ("extends: mine\nworkload: {rate_rps: -3}", "workload.rate_rps: input should be greater than 0, not -3"),
+        ("extends: mine\ntelemetry: {jitter_s: 1}", "telemetry.scrape_interval_s: missing; add it"),
+        (
+            "extends: mine\ntelemetry: {scrape_interval_s: 1, jitter_s: 2}",
+            "telemetry: jitter_s 2; give 0 to scrape_int",
+        ),
+        ("extends: mine\ntelemetry: {scrape_interval_s: 1, loss: 1}", "telemetry: loss 1; give the share of scrapes"),
+    ],
+)
+def test_what_cannot_be_extended_is_named(tmp_path: Path, text: str, line: str) -> None:
+    write_card(tmp_path)
+    (tmp_path / "third.yaml").write_text("extends: mine\n")
+    (tmp_path / "other.yaml").write_text(f"{text}\n")
+    found = mistakes(tmp_path / "other.yaml")
+    assert len(found) == 1
+    assert found[0].startswith(f"{tmp_path / 'other.yaml'}: {line}")
+
+
 def test_a_missing_trace_is_named_with_its_card(tmp_path: Path) -> None:
     path = write_card(tmp_path, workload="{source: trace, path: none.csv}")
     assert mistakes(path) == [f"{path}: {tmp_path / 'none.csv'}: no such trace file; check the path"]
@@ -308,6 +361,10 @@ BEST = {
     "Shift": "lmetric+mixed-pool",
 }
 """A heuristic that did best on validation seeds, or nearly."""
+
+SEEDS = {"Toy": 1, "Quickstart": 8, "Burst": 8}
+
+BEST |= {f"{name}Realistic": policy for name, policy in BEST.items() if name != "Toy"}
 
 
 def slowdown(card: Card, policy: str, seed: int, split: str) -> float:
@@ -329,7 +386,7 @@ def interval(card: Card, policy: str, seeds: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", list_cards())
 def test_a_good_heuristic_beats_round_robin(name: str) -> None:
-    low, _ = interval(load_card(name), BEST[name], seeds={"Toy": 1, "Quickstart": 8, "Burst": 8}.get(name, 4))
+    low, _ = interval(load_card(name), BEST[name], seeds=SEEDS.get(name.removesuffix("Realistic"), 4))
     assert low > 0
 
 
