@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from splitgym import __version__
 from splitgym.cli import main
+from splitgym.shipped import shipped_folder
 
 COLUMNS = [
     "request_id",
@@ -88,6 +91,20 @@ def test_simulate_writes_three_files_and_nothing_else(cli: Cli, tmp_path: Path, 
 def test_simulate_prints_json(cli: Cli, tmp_path: Path) -> None:
     ran = cli("simulate", "toy", "--out", tmp_path / "out", "--json", "--seed", 7)
     assert json.loads(ran.out) == json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("setting", ["calibrated", "published"])
+def test_classes_are_told_apart(cli: Cli, tmp_path: Path, setting: str) -> None:
+    card = tmp_path / "classes.yaml"
+    shutil.copy(shipped_folder("envs") / "Quickstart.yaml", tmp_path)
+    kinds = "{name: chat, share: 1, slo_s: {ttft: 1, tbt: 0.1}}, {name: bulk, share: 3, slo: {ttft: [9, 30, 60]}}"
+    card.write_text(f"extends: Quickstart\nepisode: {{arrivals: 100}}\nclasses: [{kinds}]\n")
+    ran = cli("simulate", card, "--setting", setting, "--out", tmp_path / "out")
+    assert ran.code == 0
+    assert "bulk: TTFT (s)" in ran.out
+    assert re.search(r"chat: [0-9.]+% of \d+ requests keep their SLO; goodput", ran.out)
+    table = pq.read_table(tmp_path / "out" / "requests.parquet")
+    assert set(table["slo_class"].to_pylist()) == {"chat", "bulk"}
 
 
 def test_same_seed_same_files(cli: Cli, tmp_path: Path) -> None:

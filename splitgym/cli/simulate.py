@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,7 +109,10 @@ def _published(card: Card, scenario: Scenario, policy: str) -> Played:
         raise SplitgymError(f"--setting published: {card.name} has tensor_parallel {group}; it knows only 8")
     cluster = scenario.cluster
     machines = [PublishedMachine(machine.role_name, machine.profile.hardware) for machine in cluster.machines]
-    return simulate_published(machines, cluster.model.name, scenario.requests, policy), None, None, (), {}
+    rows = simulate_published(machines, cluster.model.name, scenario.requests, policy)
+    if cluster.classes:
+        rows = replace(rows, slo_class=scenario.requests.slo_class[: len(rows)], class_names=cluster.class_names)
+    return rows, None, None, (), {}
 
 
 def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:

@@ -31,6 +31,23 @@ def test_rounding_below_zero_stays_in_the_space(mini):
     assert Observer(4, 4).observe(env.view) in env.observation_space
 
 
+@pytest.mark.parametrize("engine", ["compiled", "reference"])
+def test_what_is_stale_is_observed_as_it_is_shown(mini, tmp_path, engine):
+    """Observations are brought up to date where something changes; reports change without their machines doing so."""
+    card = tmp_path / "Stale.yaml"
+    card.write_text(mini.read_text() + "telemetry: {scrape_interval_s: 0.4, jitter_s: 0.3, loss: 0.2}\n")
+    env, observer = ClusterEnv(card, kind="joint", engine=engine), Observer(4, 4)
+    observation, _ = env.reset(seed=3)
+    act, ages = sampler(1, env), set()
+    for _ in range(120):
+        for name, values in observer.observe(env.view).items():
+            np.testing.assert_array_equal(observation[name], values, err_msg=name)
+        ages |= set(env.view["report_age_s"])
+        observation, *_ = env.step(act(env.view))
+    assert 0.4 < max(ages) < 4.0
+    assert len(ages) > 200
+
+
 def test_padding_changes_nothing_but_the_shape(mini):
     plain, padded = ClusterEnv(mini), ClusterEnv(mini, max_machines=6)
     first, _ = plain.reset(seed=2)
