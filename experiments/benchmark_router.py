@@ -19,21 +19,17 @@ import gc
 import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractContextManager, asynccontextmanager
+from subprocess import Popen
+from typing import Any
 
 import aiohttp
 import numpy as np
+import serving_processes  # beside this file
 import uvicorn
-import uvloop
-import yaml
+from serving_processes import cpu_s, process, run_loop, session, work_elsewhere_s
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -53,7 +49,6 @@ ENGINES = 16
 FIRST_PORT, PORT = 19_101, 19_100
 FAST, SLOW, FASTEST = 10.0, 0.05, 1000.0  # emulated seconds in one of the clock
 SLOW_STREAMS = 2000
-_Result = TypeVar("_Result")
 Answer = tuple[float, float, bytes]  # TTFT, E2E, events
 Figures = dict[str, float | int]
 
@@ -71,12 +66,12 @@ def main() -> None:
     turns, turn_s = (3, 4.0) if arguments.quick else (7, 8.0)
     figures: Figures = {"decision_p99_ms": decision_p99_ms(5_000)}
     gc.freeze()  # what is loaded
-    figures |= run(overhead(turns, turn_s))
+    figures |= run_loop(overhead(turns, turn_s))
     if os.environ.get("ONLY"):
         print(json.dumps(figures, indent=2))
         return
-    figures |= run(slow_streams(SLOW_STREAMS, 12 if arguments.quick else 32))
-    figures |= run(chunks(3 if arguments.quick else 7))
+    figures |= run_loop(slow_streams(SLOW_STREAMS, 12 if arguments.quick else 32))
+    figures |= run_loop(chunks(3 if arguments.quick else 7))
     figures["errors"] = figures.pop("overhead_errors") + figures.pop("stream_errors") + figures.pop("chunk_errors")
     if arguments.json:
         print(json.dumps(figures, indent=2))
@@ -86,12 +81,6 @@ def main() -> None:
 
 
 # --- decisions ------------------------------------------------------------------------------------------------------
-
-
-def run(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """As `asyncio.run`, on the event loop that the router has, too."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
 
 
 def decision_p99_ms(count: int) -> float:
@@ -111,7 +100,7 @@ def decision_p99_ms(count: int) -> float:
             seconds.append(time.perf_counter() - started)
         return seconds[100:]
 
-    return 1000 * float(np.quantile(run(measure()), 0.99))
+    return 1000 * float(np.quantile(run_loop(measure()), 0.99))
 
 
 # --- latency --------------------------------------------------------------------------------------------------------
@@ -309,93 +298,23 @@ def pass_through(engine_url: str) -> None:
     uvicorn.run(Starlette(routes=routes, lifespan=lifespan), port=PORT - 1, log_level="critical", access_log=False)
 
 
-# --- processes ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def engines(machines: str, time_scale: float) -> Iterator[list[str]]:
+def engines(machines: str, time_scale: float) -> AbstractContextManager[list[str]]:
     """Emulated engines; their addresses."""
-    arguments = ["-m", "splitgym.cli", "emulate", "--machines", machines, "--time-scale", str(time_scale)]
-    arguments += ["--first-port", str(FIRST_PORT), "--control-port", str(FIRST_PORT - 3), "--lease-s", "1e6"]
-    count = sum(int(group.split("=")[1].split(":")[0]) for group in machines.split(","))
-    with process(*arguments, port=FIRST_PORT + count - 1):
-        yield [f"http://127.0.0.1:{FIRST_PORT + number}" for number in range(count)]
+    return serving_processes.engines(machines, MODEL, time_scale, FIRST_PORT)
 
 
-@contextmanager
 def router(
-    urls: list[str], prompts: int, time_scale: float, protocol: str = "vllm-nixl"
-) -> Iterator[subprocess.Popen[bytes]]:
+    urls: list[str], prompts: int, time_scale: float, protocol: str = "vllm-nixl", policy: str = "round-robin"
+) -> AbstractContextManager[Popen[bytes]]:
     """The router before them, the first ``prompts`` of which process prompts."""
     roles = ["mixed" if protocol == "plain" else "prompt" if n < prompts else "token" for n in range(len(urls))]
-    config = {
-        "port": PORT,
-        "model": MODEL,
-        "protocol": protocol,
-        "time_scale": time_scale,
-        "engines": [
-            {"name": f"engine-{n}", "url": url, "role": role, "hardware": HARDWARE}
-            for n, (url, role) in enumerate(zip(urls, roles, strict=True))
-        ],
-        "policy": {"name": "round-robin"},
-        "safety": {"silence_timeout_s": 600.0, "lease_s": 1e6},
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "router.yaml"
-        path.write_text(yaml.safe_dump(config), "utf-8")
-        with process("-m", "splitgym.cli", "serve", "--config", str(path), port=PORT) as running:
-            yield running
-
-
-@contextmanager
-def process(*arguments: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process that answers ``/health`` on ``port``."""
-    with subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as running:
-        try:
-            _wait_for(port, running)
-            yield running
-        finally:
-            running.terminate()
-            try:
-                running.wait(20)
-            except subprocess.TimeoutExpired:
-                running.kill()
-
-
-def _wait_for(port: int, running: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):
-        if running.poll() is not None:
-            raise RuntimeError(f"the process for port {port} ended with {running.returncode}")
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"nothing answers on port {port}")
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time a process has used (Linux)."""
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def work_elsewhere_s() -> float:
-    """Processor time of all but this process and its children: overheads mean little where it grows fast (Linux)."""
-    busy = sum(map(int, Path("/proc/stat").read_text("ascii").split()[1:4])) / os.sysconf("SC_CLK_TCK")
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text("ascii").split()
-    return busy - sum(cpu_s(int(pid)) for pid in [str(os.getpid()), *children])
-
-
-@asynccontextmanager
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client without limits."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0)
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
-        yield client
+    engines = [
+        {"name": f"engine-{n}", "url": url, "role": role, "hardware": HARDWARE}
+        for n, (url, role) in enumerate(zip(urls, roles, strict=True))
+    ]
+    settings = {"port": PORT, "model": MODEL, "protocol": protocol, "time_scale": time_scale, "engines": engines}
+    settings |= {"policy": {"name": policy}, "safety": {"silence_timeout_s": 600.0, "lease_s": 1e6}}
+    return serving_processes.router(settings)
 
 
 if __name__ == "__main__":

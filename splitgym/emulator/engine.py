@@ -200,7 +200,7 @@ class Engine:
         """Emulated seconds of an iteration."""
         lengths = [sequence.prompt_tokens for sequence in prompts]
         attention = sum(length * length for length in lengths)
-        context = sum(sequence.prompt_tokens + max(sequence.done, 1) for sequence in decodes)
+        context = sum(sequence.prompt_tokens + sequence.done for sequence in decodes)
         return float(iteration_s(self._law, sum(lengths), len(lengths), attention, 0, len(decodes), context))
 
     def _hand_out(self, prompts: list[Sequence], decodes: list[Sequence]) -> None:
