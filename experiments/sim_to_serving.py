@@ -42,9 +42,10 @@ FloatArray = npt.NDArray[np.float64]
 
 CARD, SEED, RATE_RPS = "Quickstart", 1, 18.0
 POLICIES = (
-    "lmetric", "jsq-requests", "splitwise-tuned", "power-of-two", "size-interval", "fullest-feasible", "round-robin",
-    "random",
+    "lmetric", "jsq-requests", "least-kv", "power-of-two", "size-interval", "fullest-feasible", "round-robin", "random",
 )  # fmt: skip
+"""None reads what engines report, which is fresh in the simulator and as old as the last scrape in a router."""
+
 QUICK_POLICIES = ("lmetric", "size-interval", "round-robin")
 BARRED = ("ttft_p50_s", "ttft_p90_s", "tbt_p50_s", "tbt_p90_s")
 SHOWN = (*BARRED, "e2e_p50_s", "e2e_p90_s", "slowdown")

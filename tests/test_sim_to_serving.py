@@ -54,7 +54,8 @@ def small(cluster: Cluster, capacity_tokens: int) -> Cluster:
 CASES = {
     "booked features": ("lmetric", CARD.default_cluster),
     "draws": ("random", CARD.default_cluster),
-    "times and memory": ("least-e2e", replace(CARD.default_cluster, transfer=Transfer(overhead_s=0.01))),
+    "booked memory": ("least-kv", CARD.default_cluster),
+    "times": ("least-e2e", replace(CARD.default_cluster, transfer=Transfer(overhead_s=0.01))),
     "caches wait for room": ("round-robin", small(CARD.default_cluster, 6000)),
     "small batches": ("round-robin", replace(CARD.default_cluster, batching=Batching(1024, 4, 2))),
 }

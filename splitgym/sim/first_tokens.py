@@ -19,6 +19,14 @@ def yield_first_token(world: World, machine: SimMachine, request: int, now_s: fl
     world.outcome.first_token_s[request] = now_s
     world.log("first_token", machine.index, request)
     world.ledger.on_first_token(request, now_s)
+    if world.is_answered_late(request):  # only now a router knows that its cache is no longer on the prompt machine
+        unbook_cache(world, request)
+
+
+def unbook_cache(world: World, request: int) -> None:
+    """Its prompt machine's books count its cache no longer."""
+    source = world.machines[world.outcome.prompt_machine[request]]
+    source.row[b.BOOKED_KV] -= world.prompt_tokens[request] + 1
 
 
 def await_first_token(world: World, machine: SimMachine, request: int) -> None:

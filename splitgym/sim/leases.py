@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from splitgym.sim import books as b
 from splitgym.sim.clock import LEASE_END
+from splitgym.sim.first_tokens import unbook_cache
 from splitgym.sim.paging import Preempted
 from splitgym.sim.transfers import free
 from splitgym.sim.world import SimMachine, World
@@ -39,7 +40,8 @@ def end_lease(world: World, request: int) -> None:
     held = world.prompt_tokens[request] + 1
     source.outgoing -= 1
     source.row[b.KV_HELD] -= held
-    source.row[b.BOOKED_KV] -= held
+    if not world.token_machines_answer:
+        unbook_cache(world, request)
     free(world, source, world.held_until_sent(source, request))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from splitgym.sim import books as b
 from splitgym.sim.clock import TRANSFER_END
+from splitgym.sim.first_tokens import unbook_cache
 from splitgym.sim.world import SimMachine, World
 
 
@@ -80,7 +81,8 @@ def end_transfer(world: World, request: int, source: SimMachine, destination: Si
     held = world.prompt_tokens[request] + 1
     source.outgoing -= 1
     source.row[b.KV_HELD] -= held
-    source.row[b.BOOKED_KV] -= held
+    if not world.token_machines_answer:
+        unbook_cache(world, request)
     destination.row[b.KV_HELD] += held
     world.join(request, destination)
     free(world, source, world.held_until_sent(source, request))

@@ -8,6 +8,7 @@ from splitgym.jit import lean_njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import LEFT_OUT
+from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.totals import count_first_token
 
@@ -38,6 +39,16 @@ def yield_first_token(s: State, m: int, r: int) -> None:
     s.requests[r].first_token_s = s.run[0].now_s
     lg.log(s, lg.FIRST_TOKEN, m, r)
     count_first_token(s, r, s.run[0].now_s)
+    if is_answered_late(s, r):
+        unbook_cache(s, r)
+
+
+@lean_njit
+def unbook_cache(s: State, r: int) -> None:
+    """Its prompt machine's books count its cache no longer."""
+    source = s.requests[r].prompt_machine
+    note_change(s, source)
+    s.books[source, b.BOOKED_KV] -= s.requests[r].prompt_tokens + 1
 
 
 @lean_njit

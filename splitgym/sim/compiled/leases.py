@@ -6,7 +6,7 @@ from splitgym.jit import lean_njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.events import forget_lease_end, make_runnable, plan_lease_end
-from splitgym.sim.compiled.first_tokens import tokens_at_start
+from splitgym.sim.compiled.first_tokens import tokens_at_start, unbook_cache
 from splitgym.sim.compiled.memory import free, held_until_sent
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import NEVER_S, State
@@ -41,7 +41,8 @@ def end_lease(s: State) -> None:
     s.machines[source].outgoing -= 1
     note_change(s, source)
     s.books[source, b.KV_HELD] -= held
-    s.books[source, b.BOOKED_KV] -= held
+    if not s.run[0].token_machines_answer:
+        unbook_cache(s, r)
     free(s, source, held_until_sent(s, source, r))
 
 

@@ -9,7 +9,7 @@ from splitgym.sim.clock import TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
 from splitgym.sim.compiled.events import forget_lease_end, make_runnable, plan
-from splitgym.sim.compiled.first_tokens import tokens_at_start
+from splitgym.sim.compiled.first_tokens import tokens_at_start, unbook_cache
 from splitgym.sim.compiled.network import begin_flow
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
@@ -144,7 +144,8 @@ def end_transfer(s: State, r: int) -> None:
     note_change(s, source)
     note_change(s, destination)
     s.books[source, b.KV_HELD] -= held
-    s.books[source, b.BOOKED_KV] -= held
+    if not s.run[0].token_machines_answer:
+        unbook_cache(s, r)
     s.books[destination, b.KV_HELD] += held
     join(s, r, destination)
     free(s, source, held_until_sent(s, source, r))
