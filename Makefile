@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 # One thread for each process: the networks are small, and processes, not threads, use the other cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-browser test-thousand test-integrations lint format wheel-check clean
+.PHONY: help install demo test test-browser test-thousand test-integrations test-serving lint format wheel-check clean
 
 help:
 	@echo "make demo           train on the quickstart card and compare with the baselines (under 10 minutes, 2 cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-browser   TensorBoard in headless Chromium"
 	@echo "make test-thousand  a thousand random scenarios, full training studies"
 	@echo "make test-integrations  plugins against the packages they plug into (an environment of its own, 3 GB)"
+	@echo "make test-serving   the simulator against router and emulated engines, by the clock (half an hour; a quiet machine)"
 	@echo "make lint           ruff and mypy"
 	@echo "make wheel-check    build the wheel and try it in an empty environment outside the checkout"
 	@echo "make clean          remove what the above left behind, the virtual environment too"
@@ -51,6 +52,9 @@ test-integrations:
 	$(INTEGRATIONS)/bin/python -m pip install $(PIP_FLAGS) --disable-pip-version-check --no-deps \
 		py-inference-scheduler==0.1.0 ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1
 	$(INTEGRATIONS)/bin/python -m pytest tests/integrations -rs
+
+test-serving: $(INSTALLED)
+	$(BIN)/python experiments/sim_to_serving.py --check
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -6,9 +6,9 @@
 Engines, router and load are processes of their own on one machine. Latency: 200 requests/s of 16 output tokens over 16
 emulated engines, in turns of a few seconds called directly (by a client that does both calls itself, on machines in
 turn) and through the router (policy round-robin); the overhead is the difference of the quantiles, of TTFT or E2E,
-whichever is larger, the median over the turns. Chunks: engines that emit as fast as they can, through the router and
-through a pass-through proxy of the same libraries; per second of the proxy's own processor time, which other load
-hardly moves, and per second of the clock.
+whichever is larger, the median over the turns; once more with a trained bundle in place of round-robin. Chunks: engines
+that emit as fast as they can, through the router and through a pass-through proxy of the same libraries; per second of
+the proxy's own processor time, which other load hardly moves, and per second of the clock.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import statistics
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
@@ -36,6 +37,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from splitgym.emulator import expected_text
+from splitgym.export import export_policy
+from splitgym.learn import NO_EVALUATION, train
 from splitgym.machines import build_machines, parse_machines
 from splitgym.router.books import RouterBooks
 from splitgym.router.decide import Decider
@@ -64,12 +67,15 @@ def main() -> None:
         pass_through(arguments.pass_through)
         return
     turns, turn_s = (3, 4.0) if arguments.quick else (7, 8.0)
-    figures: Figures = {"decision_p99_ms": decision_p99_ms(5_000)}
-    gc.freeze()  # what is loaded
-    figures |= run_loop(overhead(turns, turn_s))
-    if os.environ.get("ONLY"):
-        print(json.dumps(figures, indent=2))
-        return
+    figures: Figures = {"decision_p99_ms": decision_p99_ms("splitwise-tuned", 5_000)}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = trained_bundle(Path(folder))
+        figures["bundle_decision_p99_ms"] = decision_p99_ms(bundle, 5_000)
+        gc.freeze()  # what is loaded
+        figures |= run_loop(overhead(turns, turn_s, "round-robin"))
+        with_bundle = run_loop(overhead(turns, turn_s, bundle))
+        figures |= {f"bundle_{name}": with_bundle[name] for name in ("overhead_p50_ms", "overhead_p99_ms")}
+        figures["overhead_errors"] += with_bundle["overhead_errors"]
     figures |= run_loop(slow_streams(SLOW_STREAMS, 12 if arguments.quick else 32))
     figures |= run_loop(chunks(3 if arguments.quick else 7))
     figures["errors"] = figures.pop("overhead_errors") + figures.pop("stream_errors") + figures.pop("chunk_errors")
@@ -83,12 +89,19 @@ def main() -> None:
 # --- decisions ------------------------------------------------------------------------------------------------------
 
 
-def decision_p99_ms(count: int) -> float:
+def trained_bundle(folder: Path) -> str:
+    """A network of the default shape, trained for a moment: how well it decides makes no difference here."""
+    run = train("Quickstart", out=folder / "run", num_envs=2, steps=512, evaluation=NO_EVALUATION, progress=False)
+    export_policy(run, folder / "bundle.zip", decision="sample")
+    return str(folder / "bundle.zip")
+
+
+def decision_p99_ms(policy: str, count: int) -> float:
     """View and decision with 80 machines, by the clock."""
     machines = build_machines(parse_machines(f"prompt=40:{HARDWARE},token=40:{HARDWARE}"), MODEL, 8)
     cluster = Cluster(machines, machines[0].profile.model, machines[0].profile)
     books = RouterBooks(cluster)
-    decider = Decider(cluster, "splitwise-tuned", "lmetric", 0.05, 0, Metrics())
+    decider = Decider(cluster, policy, "lmetric", 0.05, 0, Metrics())
 
     async def measure() -> list[float]:
         seconds = []
@@ -106,10 +119,13 @@ def decision_p99_ms(count: int) -> float:
 # --- latency --------------------------------------------------------------------------------------------------------
 
 
-async def overhead(turns: int, turn_s: float) -> Figures:
+async def overhead(turns: int, turn_s: float, policy: str) -> Figures:
     """Quantiles through the router less those of direct calls."""
     half = ENGINES // 2
-    with engines(f"prompt={half}:{HARDWARE},token={half}:{HARDWARE}", FAST) as urls, router(urls, half, FAST):
+    with (
+        engines(f"prompt={half}:{HARDWARE},token={half}:{HARDWARE}", FAST) as urls,
+        router(urls, half, FAST, policy=policy),
+    ):
         async with session() as client:
             direct = Direct(client, urls[:half], urls[half:])
             routed = Routed(client, f"http://127.0.0.1:{PORT}")

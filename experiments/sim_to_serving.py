@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -56,6 +57,7 @@ def main() -> None:
     """Measure, simulate, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three policies, fewer requests")
+    parser.add_argument("--check", action="store_true", help="exit code 1 where a bar is missed")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--policy", action="append", help="in place of the eight, such as mine.zip; repeat for several")
     parser.add_argument("--requests", type=int, help="how many; 900, or 200 with --quick")
@@ -89,6 +91,8 @@ def main() -> None:
         print(json.dumps(figures, indent=2))
     else:
         show(figures)
+    if arguments.check and not is_met(figures):
+        sys.exit(1)
 
 
 def side_of(arguments: argparse.Namespace, card: Card, scenario: Scenario) -> AbstractContextManager[Side]:
@@ -96,6 +100,12 @@ def side_of(arguments: argparse.Namespace, card: Card, scenario: Scenario) -> Ab
     if arguments.virtual:
         return nullcontext(InVirtualTime(card))
     return in_processes(card, scenario.cluster, arguments.time_scale, arguments.port)
+
+
+def is_met(figures: dict[str, Any]) -> bool:
+    """Whether every bar is."""
+    ranked = figures["same_winner"] and figures["kendall_tau"] >= TAU_BAR
+    return bool(figures["within_bar"] and ranked and not figures["replayed_otherwise"] and not figures["wrong_answers"])
 
 
 # --- both sides -----------------------------------------------------------------------------------------------------

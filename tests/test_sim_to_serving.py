@@ -82,7 +82,7 @@ def figures(*arguments: str) -> Any:
 
 
 def test_the_experiment_in_virtual_time() -> None:
-    found = figures("--virtual", "--requests", "12", "--policy", "round-robin", "--policy", "lmetric")
+    found = figures("--virtual", "--check", "--requests", "12", "--policy", "round-robin", "--policy", "lmetric")
     assert found["within_bar"] and found["same_winner"] and found["kendall_tau"] == 1.0
     assert max(found["largest_errors"].values()) < 1e-9
     assert (found["replayed_otherwise"], found["wrong_answers"], found["frontend_s"]) == (0, 0, 0.0)
