@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from splitgym import __version__
 from splitgym.cards import load_card
 from splitgym.errors import SplitgymError
 from splitgym.export.container import CARD, GOLDEN, MANIFEST, is_bundle, write_files
@@ -17,6 +19,7 @@ from splitgym.export.runtime import Bundle
 from splitgym.export.trained import Built, RunExport
 from splitgym.learn.run_folder import CONFIG_FILE
 from splitgym.policies import BUILTINS, CompiledPolicy, make_policy
+from splitgym.source import source_commit
 
 FALLBACK = "jsq-tokens"
 HEURISTICS_CARD = "Quickstart"
@@ -70,6 +73,7 @@ def export_policy(
             if value is not None:
                 raise SplitgymError(f"{option}: {value!r}: {name!r} is no trained run; leave it out")
         manifest, files = _heuristic(name, params or {}, card or HEURISTICS_CARD, backup, largest)
+    manifest = replace(manifest, exported_by={"splitgym": __version__, "commit": source_commit()})
     files[CARD] = describe(manifest).encode()
     files[MANIFEST] = manifest.to_bytes(files)
     if manifest.heuristic is None:

@@ -30,6 +30,10 @@ def describe(manifest: Manifest) -> str:
         lines += [f"- What it leaves open is decided by {_text(manifest.other)}."]
     lines += [f"- If it fails: {_text(manifest.fallback)}."]
     lines += [f"- Trained with reported features up to {manifest.staleness_s:g} s old."] if network else []
+    if manifest.exported_by:
+        lines += [
+            f"- Exported by splitgym {manifest.exported_by['splitgym']}, commit {manifest.exported_by['commit']}."
+        ]
     lines += ["", *_trained(manifest)]
     lines += [
         "## Use",

@@ -77,6 +77,7 @@ class Manifest:
         staleness_s: how old the reported features were where it was trained, at most, unless a scrape failed.
         trained: where it was trained: card, seed, versions, settings.
         evaluation: what it scored there.
+        exported_by: version and commit of the splitgym that wrote the bundle.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Manifest:
     staleness_s: float = 0.0
     trained: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    exported_by: Mapping[str, str] = field(default_factory=dict)
 
     def check_size(self, count: int) -> None:
         """Raise a `SplitgymError` for a cluster of a size that the policy cannot decide for."""
@@ -164,6 +166,7 @@ class Manifest:
             staleness_s=float(content["staleness_s"]),
             trained=dict(content["trained"]),
             evaluation=dict(content["evaluation"]),
+            exported_by=dict(content.get("exported_by", {})),
         )
         if network is None:
             _needed(manifest.heuristic, "heuristic")

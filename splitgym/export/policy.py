@@ -74,6 +74,7 @@ def bundle_policy(path: Path) -> Policy:
     """
     files, place = read_files(path), str(path)
     manifest = Manifest.of(files, place)
+    policy_of(manifest.fallback, f"{place}: fallback")
     if manifest.heuristic is None:
         return BundlePolicy(Bundle(files, place), place)
     if GOLDEN not in files:

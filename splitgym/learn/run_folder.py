@@ -18,6 +18,7 @@ import yaml
 
 from splitgym.cards import Card
 from splitgym.errors import SplitgymError
+from splitgym.source import source_commit
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
@@ -150,8 +151,8 @@ def card_digest(card: Card) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Of the packages that training stands on."""
-    versions = {}
+    """Of the packages that training stands on, and the commit of this one's source."""
+    versions = {"commit": source_commit()}
     for name in _PACKAGES:
         try:
             versions[name] = version(name)

@@ -58,7 +58,10 @@ class Decider:
         self._timeout_s = timeout_s
         self._seed = seed
         self._metrics = metrics
-        self._fallback = self._made(fallback)
+        try:
+            self._fallback = self._made(fallback)
+        except SplitgymError as error:
+            raise SplitgymError(f"policy.fallback: {error}") from None
         if not _never_blocks(self._fallback):
             raise SplitgymError(f"policy.fallback: {fallback!r} is no built-in heuristic; name one, such as lmetric")
         self._policy = self._made(policy)

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from splitgym import __version__
 from splitgym.cli import main
 from splitgym.export import Manifest
 from splitgym.export.container import read_files
 from splitgym.learn import NO_EVALUATION, compare, train
+from splitgym.source import source_commit
 from tests.export.conftest import PPO, Bundles, Runs
 
 
@@ -33,6 +35,8 @@ def test_a_run_is_exported_and_says_how_it_is_used(
     assert manifest.fallback.text == "lmetric"
     assert manifest.network is not None and manifest.network.decision == "sample"
     assert manifest.trained["card"] == "Quickstart" and manifest.trained["seed"] == 0
+    assert manifest.exported_by == {"splitgym": __version__, "commit": source_commit()}
+    assert manifest.trained["versions"]["commit"] == source_commit()
     card = read_files(out)["CARD.md"].decode()
     assert "`lmetric` with `static`" in card and "| algorithm | maskable-ppo |" in card
 

@@ -130,6 +130,15 @@ def test_a_manifest_that_does_not_fit_is_refused(
     refused(lambda: Bundle(signed(files, change), "x"), message)
 
 
+@pytest.mark.parametrize("name", ["routing", "lmetric"])
+def test_an_unknown_fallback_is_refused(bundle_of: Bundles, tmp_path: Path, name: str) -> None:
+    """It is looked for when the policy is loaded, not when the policy has failed."""
+    files = read_files(bundle_of(name))
+    path = tmp_path / "bundle.zip"
+    write_files(path, signed(files, lambda content: content["fallback"]["routing"].update(policy="lmetrik")))
+    refused(lambda: bundle_policy(path), r"bundle\.zip: fallback: unknown heuristic 'lmetrik'; did you mean 'lmetric'")
+
+
 def with_golden(files: Files, **changes: Any) -> Files:
     golden = dataclasses.replace(Golden.of(files[GOLDEN], "x"), **changes)
     return signed({**files, GOLDEN: golden.to_bytes()})

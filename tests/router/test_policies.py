@@ -151,6 +151,8 @@ async def test_fallback_must_be_built_in(bad: str) -> None:
     async with stack() as s:
         with pytest.raises(SplitgymError, match="built-in heuristic"):
             Decider(s.router.decider._cluster, "lmetric", f"{bad}:Raises", 0.1, 0, Metrics())
+        with pytest.raises(SplitgymError, match=r"^policy\.fallback: .*'lmetrik'.*'lmetric'"):
+            Decider(s.router.decider._cluster, "lmetric", "lmetrik", 0.1, 0, Metrics())
 
 
 @in_loop
