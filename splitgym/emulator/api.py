@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,8 +24,19 @@ _Result = TypeVar("_Result")
 VLLM_DEFAULT_TOKENS = 16
 
 
+_CORE_DIED = -1
+"""In place of a token's index."""
+
+
 class ClientGone(Exception):  # noqa: N818
     """The client has closed its connection."""
+
+
+class CoreDied(Exception):  # noqa: N818
+    """The engine's core has ended while its server lives."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine's core has ended")
 
 
 @dataclass(frozen=True)
@@ -46,15 +58,17 @@ class Api:
         engine: which.
         handover: how caches get from one engine to another.
         model: the name it serves under.
-        die: ends the engine's process, as far as there is one.
+        crash: ends the engine's core.
     """
 
-    def __init__(self, engine: Engine, handover: Handover, model: str, die: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, handover: Handover, model: str, crash: Callable[[], None]) -> None:
         self.engine = engine
         self.model = model
         self.metrics_are_blind = False
         self._handover = handover
-        self._die = die
+        self._crash = crash
+        self._open: set[Sequence] = set()
+        self._is_dead = False
         self.app = Starlette(
             routes=[
                 Route("/v1/completions", self.generate, methods=["POST"]),
@@ -65,6 +79,12 @@ class Api:
                 Route("/pd_role_switch", self.switch_role, methods=["POST"]),
             ]
         )
+
+    def core_died(self) -> None:
+        """Tell everybody who waits for a token."""
+        self._is_dead = True
+        for sequence in self._open:
+            sequence.tokens.put_nowait(_CORE_DIED)
 
     async def models(self, request: Request) -> Response:
         """``/v1/models``."""
@@ -102,23 +122,21 @@ class Api:
         """A completion or a chat."""
         try:
             job = self._understand(await request.json(), request)
+            self.engine.check_fits(job.sequence)
         except (ValueError, UnicodeDecodeError) as error:
             return _error(400, str(error))
         params = job.body.get("kv_transfer_params") or {}
         if params.get("do_remote_prefill") and params.get("remote_engine_id") is None:
-            self._die()  # the whole process, as seen with vLLM 0.32
-            return Response(status_code=500)
+            self._crash()  # as seen with vLLM 0.32
+        if job.body.get("stream"):  # the status is sent before anything is known
+            return StreamingResponse(self._stream(job), media_type="text/event-stream")
         try:
-            await _unless_gone(request, self._handover.start(self.engine, job.sequence, job.body))
-            if job.body.get("stream"):
-                return StreamingResponse(self._stream(job), media_type="text/event-stream")
             return JSONResponse(await _unless_gone(request, self._whole(job)))
-        except PeerUnreachable as error:
+        except (PeerUnreachable, CoreDied) as error:
             return _error(500, str(error))
         except ValueError as error:
             return _error(400, str(error))
         except ClientGone:
-            self.engine.abort(job.sequence)
             return Response(status_code=499)
 
     def _understand(self, body: Any, request: Request) -> Job:
@@ -143,39 +161,62 @@ class Api:
         return Job(body, is_chat, sequence, request_id, self.model, tokens)
 
     async def _whole(self, job: Job) -> dict[str, Any]:
-        sequence = job.sequence
-        text = "".join([await self._next_text(sequence) for _ in range(sequence.output_tokens)])
+        async with aclosing(self._texts(job)) as texts:
+            text = "".join([text async for text in texts])
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "length"}
         choice |= {"message": {"role": "assistant", "content": text}} if job.is_chat else {"text": text}
         answer = _head(job, "chat.completion" if job.is_chat else "text_completion")
         answer |= {"choices": [choice], "usage": _usage(job)}
-        if sequence.lease is not None:
-            answer["kv_transfer_params"] = self._handover.params_of(self.engine, sequence.lease)
+        if job.sequence.lease is not None:
+            answer["kv_transfer_params"] = self._handover.params_of(self.engine, job.sequence.lease)
         return answer
 
     async def _stream(self, job: Job) -> AsyncIterator[str]:
         """Server-sent events; a streamed prompt phase hands out no parameters."""
-        sequence = job.sequence
+        head = json.dumps(_head(job, "chat.completion.chunk" if job.is_chat else "text_completion"))[:-1]
+        left = -1
         try:
-            head = json.dumps(_head(job, "chat.completion.chunk" if job.is_chat else "text_completion"))[:-1]
-            first = await self._next_text(sequence)
-            if job.is_chat:
-                delta = '{"delta": {"role": "assistant", "content": ""}, "index": 0, "finish_reason": null}'
-                yield f'data: {head}, "choices": [{delta}]}}\n\n'
-            for index in range(sequence.output_tokens):
-                text = json.dumps(await self._next_text(sequence) if index else first)
-                said = f'"delta": {{"content": {text}}}' if job.is_chat else f'"text": {text}'
-                end = '"length"' if index == sequence.output_tokens - 1 else "null"
-                choice = f'{{"index": 0, {said}, "logprobs": null, "finish_reason": {end}}}'
-                yield f'data: {head}, "choices": [{choice}]}}\n\n'
+            async with aclosing(self._texts(job)) as texts:
+                async for text in texts:
+                    if left < 0:
+                        left = job.sequence.output_tokens
+                        if job.is_chat:
+                            delta = '{"delta": {"role": "assistant", "content": ""}, "index": 0, "finish_reason": null}'
+                            yield f'data: {head}, "choices": [{delta}]}}\n\n'
+                    left -= 1
+                    text = json.dumps(text)
+                    said = f'"delta": {{"content": {text}}}' if job.is_chat else f'"text": {text}'
+                    end = "null" if left else '"length"'
+                    choice = f'{{"index": 0, {said}, "logprobs": null, "finish_reason": {end}}}'
+                    yield f'data: {head}, "choices": [{choice}]}}\n\n'
             if (job.body.get("stream_options") or {}).get("include_usage"):
                 yield f'data: {head}, "choices": [], "usage": {json.dumps(_usage(job))}}}\n\n'
-            yield "data: [DONE]\n\n"
-        finally:
-            self.engine.abort(sequence)
+        except (PeerUnreachable, CoreDied, ValueError) as error:
+            yield f"data: {json.dumps(_error_body(500, str(error)))}\n\n"
+        yield "data: [DONE]\n\n"
 
-    async def _next_text(self, sequence: Sequence) -> str:
-        return token_text(sequence.digest, await sequence.tokens.get())
+    async def _texts(self, job: Job) -> AsyncGenerator[str]:
+        """The output's tokens; leaving it early aborts the request.
+
+        Raises:
+            PeerUnreachable: if its cache cannot be fetched.
+            CoreDied: if the engine's core ends.
+            ValueError: if it does not fit, or its parameters are malformed.
+        """
+        sequence = job.sequence
+        self._open.add(sequence)
+        try:
+            if self._is_dead:
+                raise CoreDied
+            await self._handover.start(self.engine, sequence, job.body)
+            for _ in range(sequence.output_tokens):
+                index = await sequence.tokens.get()
+                if index == _CORE_DIED:
+                    raise CoreDied
+                yield token_text(sequence.digest, index)
+        finally:
+            self._open.discard(sequence)
+            self.engine.abort(sequence)
 
 
 async def _unless_gone(request: Request, work: Awaitable[_Result]) -> _Result:
@@ -210,4 +251,9 @@ def _usage(job: Job) -> dict[str, int]:
 
 
 def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": status}}, status)
+    return JSONResponse(_error_body(status, message), status)
+
+
+def _error_body(status: int, message: str) -> dict[str, Any]:
+    kind = "BadRequestError" if status < 500 else "InternalServerError"
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from splitgym.emulator.leases import Lease, Leases
@@ -95,31 +95,36 @@ class Engine:
         Raises:
             ValueError: if it can never fit.
         """
-        self._check_fits(sequence)
+        self.check_fits(sequence)
         self.queue.append(sequence)
         self._wake.set()
 
-    async def fetch(self, sequence: Sequence, read: Callable[[], tuple[int, float]]) -> None:
+    async def fetch(self, sequence: Sequence, read: Callable[[], Awaitable[int | None]]) -> None:
         """Take in a request whose cache is another machine's: room first, then ``read`` it, then decode.
 
         Args:
             sequence: the request.
-            read: returns what its tokens follow from, and the emulated seconds that sending takes.
+            read: returns, when the cache is here, what its tokens follow from; ``None`` if its prompt is to be
+                processed here.
 
         Raises:
             ValueError: if it can never fit.
         """
-        self._check_fits(sequence)
+        self.check_fits(sequence)
         self.coming += 1
         try:
             await self._reserve(sequence)
-            sequence.digest, seconds = read()
-            await asyncio.sleep(seconds / self.time_scale)
+            digest = await read()
         except BaseException:
             self.abort(sequence)
             raise
         finally:
             self.coming -= 1
+        if digest is None:
+            self._free(sequence)
+            self.submit(sequence)
+            return
+        sequence.digest = digest
         self._join(sequence)
 
     def abort(self, sequence: Sequence) -> None:
@@ -235,7 +240,12 @@ class Engine:
 
     # --- memory -------------------------------------------------------------------------------------------------
 
-    def _check_fits(self, sequence: Sequence) -> None:
+    def check_fits(self, sequence: Sequence) -> None:
+        """Refuse what can never be served.
+
+        Raises:
+            ValueError: then.
+        """
         if sequence.need > self.capacity:
             raise ValueError(f"{sequence.need} tokens; this model's maximum context length is {self.capacity}")
 

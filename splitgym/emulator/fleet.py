@@ -16,6 +16,9 @@ from splitgym.emulator.handover import Handover
 from splitgym.sim.cluster import Batching, Machine
 from splitgym.view import TOKEN
 
+CRASH_S = 0.1
+"""How long a server outlives its engine's core."""
+
 
 class QuietServer(uvicorn.Server):
     """A server that leaves the process's signals alone."""
@@ -104,7 +107,7 @@ class Fleet:
         listener.bind((place.host, place.port))
         place.port = listener.getsockname()[1]
         engine = Engine(name, place.machine.profile, self._batching, self._time_scale, self._lease_s)
-        api = Api(engine, self._handover, self.model, lambda: self.kill(name))
+        api = Api(engine, self._handover, self.model, lambda: self.crash(name))
         config = uvicorn.Config(api.app, log_level="critical", access_log=False, lifespan="off", backlog=4096)
         place.engine, place.api, place.server = engine, api, QuietServer(config)
         self._handover.alive[engine.engine_id] = engine
@@ -129,6 +132,20 @@ class Fleet:
         place.tasks[0].cancel()
         del self._handover.alive[place.engine.engine_id]
         place.server = place.api = place.engine = None
+
+    def crash(self, name: str) -> None:
+        """End an engine's core: what is under way is answered with an error, then the server ends, too."""
+        place = self[name]
+        if place.api is None or place.engine is None:
+            return
+        place.api.core_died()
+        place.tasks[0].cancel()
+        asyncio.get_running_loop().call_later(CRASH_S, self._kill_if, place.engine)
+
+    def _kill_if(self, engine: Engine) -> None:
+        for place in self.places:
+            if place.engine is engine:
+                self.kill(place.name)
 
     async def stop(self) -> None:
         """End all engines."""

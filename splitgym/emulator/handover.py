@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from splitgym.emulator.engine import Engine, Sequence
 from splitgym.emulator.leases import Lease
 
 UNREACHABLE_S = 5.0
-"""How long vLLM 0.32 waits for a peer that cannot be reached."""
+"""How long vLLM 0.32 waits for a peer that it has not met; one that it has is known to be gone at once."""
 
 
 class PeerUnreachable(Exception):  # noqa: N818
@@ -27,6 +28,7 @@ class Handover:
     def __init__(self, overhead_s: float = 0.0, *, recompute: bool = False) -> None:
         self.alive: dict[str, Engine] = {}  # by engine id
         self.modes: dict[str, str] = {}  # SGLang's: prefill or decode, by engine id
+        self._met: set[tuple[str, str]] = set()  # engine ids: who has fetched from whom
         self._overhead_s = overhead_s
         self._recompute = recompute
         self._rooms: dict[int, asyncio.Future[tuple[Engine, Lease]]] = {}
@@ -57,27 +59,39 @@ class Handover:
             blocks = params.get("remote_block_ids")
             if not isinstance(blocks, list) or not blocks:
                 raise ValueError("kv_transfer_params.remote_block_ids: give a list")
-            source = self.alive.get(params["remote_engine_id"])
-            if source is not None:
-                await self._fetch(source, engine, sequence, blocks[0])
-                return
-            if not self._recompute:
-                await asyncio.sleep(UNREACHABLE_S / engine.time_scale)
-                raise PeerUnreachable("the remote engine cannot be reached")
-            engine.submit(sequence)
+            await self._fetch(params["remote_engine_id"], engine, sequence, blocks[0])
         else:
             engine.submit(sequence)
 
-    async def _fetch(self, source: Engine, engine: Engine, sequence: Sequence, number: int) -> None:
-        def read() -> tuple[int, float]:
+    async def _fetch(self, source_id: str, engine: Engine, sequence: Sequence, number: int) -> None:
+        source = self.alive.get(source_id)
+        try:
+            await engine.fetch(sequence, partial(self._read, source_id, engine, number))
+        finally:  # an aborted fetch tells the source, too
+            if source is not None:
+                source.leases.release(number)
+
+    async def _read(self, source_id: str, engine: Engine, number: int) -> int | None:
+        """See `Engine.fetch`.
+
+        Raises:
+            PeerUnreachable: if the source is not there, or goes meanwhile.
+        """
+        pair = (engine.engine_id, source_id)
+        source = self.alive.get(source_id)
+        if source is None and pair not in self._met:
+            await asyncio.sleep(UNREACHABLE_S / engine.time_scale)
+        if source is not None:
+            self._met.add(pair)
             digest, prompt_tokens = source.leases.read(number)
             bytes_per_s = min(source.profile.link_bytes_per_s, engine.profile.link_bytes_per_s)
-            return digest, self._overhead_s + engine.profile.model.kv_bytes_per_token * prompt_tokens / bytes_per_s
-
-        try:
-            await engine.fetch(sequence, read)
-        finally:  # an aborted fetch tells the source, too
-            source.leases.release(number)
+            seconds = self._overhead_s + engine.profile.model.kv_bytes_per_token * prompt_tokens / bytes_per_s
+            await asyncio.sleep(seconds / engine.time_scale)
+            if source_id in self.alive:
+                return digest
+        if not self._recompute:
+            raise PeerUnreachable("the remote engine cannot be reached")
+        return None
 
     async def _start_in_room(self, engine: Engine, sequence: Sequence, room: int) -> None:
         """SGLang: the same body goes to both, which meet in a room; the prompt side's answer is of no use."""
@@ -95,4 +109,4 @@ class Handover:
             source, lease = await meeting
         finally:
             self._rooms.pop(room, None)
-        await self._fetch(source, engine, sequence, lease.number)
+        await self._fetch(source.engine_id, engine, sequence, lease.number)

@@ -19,12 +19,19 @@ KEEP_ALIVE_S = 3.0
 
 
 class EngineFailed(Exception):  # noqa: N818
-    """An engine did not do its part. ``kind`` is for the metrics, the message is the router's own words."""
+    """An engine did not do its part.
 
-    def __init__(self, kind: str, engine: str) -> None:
+    Args:
+        kind: for the metrics; the message is the router's own words.
+        engine: its name.
+        is_ill: whether it counts with its breaker; an engine that is only late may be busy.
+    """
+
+    def __init__(self, kind: str, engine: str, is_ill: bool = True) -> None:
         super().__init__(f"engine {engine}: {kind}")
         self.kind = kind
         self.engine = engine
+        self.is_ill = is_ill
 
 
 class Refused(Exception):  # noqa: N818
@@ -67,7 +74,7 @@ class Engine:
             _log.warning("engine %s is down", self.name)
 
     def succeeded(self) -> None:
-        """A call has been answered, or a probe of an engine that was down."""
+        """It has answered a call, whole or with a stream's first event, or a probe where it was down."""
         self._failures = 0
         if self.is_down:
             self.is_down = False
@@ -119,10 +126,11 @@ class Client:
                     if 400 <= answer.status < 500 and answer.status != 429:
                         raise Refused(answer.status, text)
                     raise EngineFailed(f"status {answer.status}", engine.name)
-                engine.succeeded()
                 yield answer
-        except EngineFailed:
-            engine.failed()
+                engine.succeeded()
+        except EngineFailed as error:
+            if error.is_ill:
+                engine.failed()
             raise
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             engine.failed()

@@ -75,7 +75,7 @@ class Flow:
                 self._log.close(self._log.open(view, choice))
         self._change_roles(choice)
 
-    async def _assign(self, ask: Ask, failed: set[int]) -> tuple[Booking, Record | None]:
+    async def _assign(self, ask: Ask, failed: list[int]) -> tuple[Booking, Record | None]:
         """Decide and book, one request after the other: each sees what the last was given."""
         async with self._deciding:
             view = copied(self._books.view(ARRIVAL, ask.prompt_tokens, ask.predicted_output_tokens))
@@ -89,13 +89,18 @@ class Flow:
             booking = self._books.assign(prompt, token, ask.prompt_tokens, ask.predicted_output_tokens)
         return booking, record
 
-    def _narrow(self, view: ClusterView, failed: set[int]) -> None:
-        """Take out engines that have just failed this request, and those that a change of role makes useless now."""
+    def _narrow(self, view: ClusterView, failed: list[int]) -> None:
+        """Take out engines that have failed this request, and those that a change of role makes useless now.
+
+        Where all have failed, only the last is taken out: an engine that could not fetch a cache may work by itself.
+        """
         for mask in (view.prompt_mask, view.token_mask):
-            others = mask.copy()
-            others[list(failed)] = False
-            if others.any():
-                mask[:] = others
+            for excluded in (failed, failed[-1:]):
+                others = mask.copy()
+                others[excluded] = False
+                if others.any():
+                    mask[:] = others
+                    break
             if not self._protocol.unsplits:
                 for machine in range(len(mask)):
                     mask[machine] &= self._books.lifecycle_of(machine) == READY
@@ -128,7 +133,7 @@ class Flow:
             headers["Authorization"] = authorization
         self._books.arrived(ask.prompt_tokens, ask.predicted_output_tokens)
         arrived_s = self._clock()
-        failed: set[int] = set()
+        failed: list[int] = []  # engines, the last one last
         reason = "no engine is up"
         for number in range(self._config.safety.attempts):
             try:
@@ -153,7 +158,7 @@ class Flow:
                     raise
                 yield b""
                 self._metrics.retries.labels(error.kind).inc()
-                failed.update(engine.index for engine in self._engines if engine.name == error.engine)
+                failed += [engine.index for engine in self._engines if engine.name == error.engine]
             finally:
                 self._books.settle(booking)
                 self._close(record, request_id, number, ask, status, failure, times)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import pytest
 
 from splitgym.emulator import Fleet, control_app, expected_text
 from splitgym.emulator.engine import Engine, Sequence
+from splitgym.emulator.fleet import CRASH_S
 from splitgym.emulator.text import count_tokens, digest_of
 from splitgym.machines import build_machines, cached_profile, parse_machines
 from splitgym.sim.cluster import Batching
@@ -31,6 +33,19 @@ async def ask(fleet: Fleet, name: str, **fields: Any) -> tuple[int, dict[str, An
     url = f"{fleet[name].url}/v1/completions"
     async with aiohttp.ClientSession() as client, client.post(url, json=body) as answer:
         return answer.status, await answer.json()
+
+
+async def ask_text(fleet: Fleet, name: str, **fields: Any) -> tuple[int, str]:
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 4} | fields
+    url = f"{fleet[name].url}/v1/completions"
+    async with aiohttp.ClientSession() as client, client.post(url, json=body) as answer:
+        return answer.status, await answer.text()
+
+
+def events_of(text: str) -> list[str]:
+    """What each event of a stream is about."""
+    data = [event.removeprefix("data: ") for event in text.split("\n\n")[:-1]]
+    return [event if event == "[DONE]" else "error" if "error" in json.loads(event) else "choices" for event in data]
 
 
 async def keep(fleet: Fleet, name: str = "prompt-0") -> dict[str, Any]:
@@ -106,7 +121,7 @@ async def test_batches_are_the_simulators() -> None:
 async def test_decodes_passed_over_come_first() -> None:
     engine = Engine("e", PROFILE, Batching(max_batch_size=2, max_preemptions=1))
     for number in range(4):
-        await engine.fetch(Sequence(10, 100, 0, number=number), lambda: (0, 0.0))
+        await engine.fetch(Sequence(10, 100, 0, number=number), AsyncMock(return_value=0))
     served = [[sequence.number for sequence in engine._form_batch()[1]] for _ in range(3)]
     assert served == [[0, 1], [2, 3], [0, 1]]
 
@@ -155,11 +170,30 @@ async def test_unreachable_peer_costs_5_s_and_a_500_or_is_recomputed(recompute: 
 
 
 @in_loop
-async def test_params_without_an_engine_kill_the_process() -> None:
-    fleet = fleet_of()
+async def test_peer_that_was_met_is_known_to_be_gone_at_once_and_a_stream_says_so_with_status_200() -> None:
+    fleet = fleet_of(scale=5.0)
     async with fleet.running():
-        with pytest.raises(aiohttp.ClientError):
-            await ask(fleet, "token-1", kv_transfer_params={"do_remote_prefill": True})
+        first, second = await keep(fleet), await keep(fleet)
+        await ask(fleet, "token-1", kv_transfer_params=first)
+        fleet.kill("prompt-0")
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        status, text = await ask_text(fleet, "token-1", stream=True, kv_transfer_params=second)
+        assert (status, events_of(text)) == (200, ["error", "[DONE]"])
+        assert loop.time() - started_s < 0.5  # 1 s where they had not met
+
+
+@in_loop
+async def test_params_without_an_engine_end_the_core_and_soon_the_process() -> None:
+    fleet = fleet_of(scale=1.0)
+    async with fleet.running():
+        bystander = asyncio.create_task(ask_text(fleet, "token-1", stream=True, max_tokens=200))
+        await asyncio.sleep(0.3)
+        status, _ = await ask(fleet, "token-1", kv_transfer_params={"do_remote_prefill": True})
+        assert status == 500
+        status, text = await bystander
+        assert status == 200 and events_of(text)[-2:] == ["error", "[DONE]"] and "choices" in events_of(text)
+        await asyncio.sleep(2 * CRASH_S)
         with pytest.raises(aiohttp.ClientError):
             await ask(fleet, "token-1")
         await fleet.start("token-1")
@@ -220,6 +254,7 @@ async def test_control() -> None:
         client.post("/engines/token-1/blind")
         assert fleet["token-1"].api.metrics_are_blind
         assert client.post("/engines/token-1/kill").json()["running"] is False
+        assert client.post("/engines/prompt-0/crash").status_code == 200
         for path, status in (
             ("/engines/tokn-1/kill", 404),
             ("/engines/prompt-0/burn", 400),

@@ -23,16 +23,27 @@ from splitgym.sim import books as b
 MODEL, HARDWARE = "llama2-70b", "h100-80gb"
 SCALE = 50.0  # emulated seconds in one of the clock: a prompt takes about 1 ms, a token 0.6 ms
 PROMPT = list(range(100, 164))
+FIRST_AND_LAST = """
+from splitgym.policies import BasePolicy
+
+class FirstAndLast(BasePolicy):
+    "The first prompt machine and the last token machine: split wherever that is possible."
+
+    never_blocks = True
+
+    def route(self, view):
+        return int(view.prompt_mask.argmax()), int(view.token_mask.nonzero()[0][-1])
+"""
 FAST_SAFETY = {"connect_timeout_s": 0.5, "silence_timeout_s": 2.0, "failures_to_open": 2, "drain_timeout_s": 5.0}
 
 
-def in_loop(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that is a coroutine; it may not take longer than a minute."""
+def in_loop(scenario: Callable[..., Coroutine[Any, Any, None]], limit_s: float = 60.0) -> Callable[..., None]:
+    """A test that is a coroutine; it may not take longer than ``limit_s``."""
 
     @wraps(scenario)
     def test(*arguments: Any, **named: Any) -> None:
         async def limited() -> None:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(limit_s):
                 await scenario(*arguments, **named)
 
         asyncio.run(limited())
@@ -69,8 +80,9 @@ class Answer:
 
 
 @dataclass
-class Stack:
-    fleet: Fleet
+class RouterStack:
+    """A router that serves, and a client of it."""
+
     router: Router
     url: str
     client: aiohttp.ClientSession
@@ -84,7 +96,7 @@ class Stack:
             return Answer(answer.status, await answer.text(), answer.headers)
 
     async def complete(self, tokens: int = 8, prompt: Any = PROMPT, stream: bool = True, **fields: Any) -> Answer:
-        body = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "stream": stream}
+        body = {"model": self.router.config.name, "prompt": prompt, "max_tokens": tokens, "stream": stream}
         return await self.post("/v1/completions", body | fields)
 
     def counted(self, name: str, **labels: str) -> float:
@@ -93,6 +105,11 @@ class Stack:
     @property
     def retries(self) -> float:
         metrics = next(iter(self.router.metrics.retries.collect())).samples
+        return sum(sample.value for sample in metrics if sample.name.endswith("_total"))
+
+    @property
+    def fallbacks(self) -> float:
+        metrics = next(iter(self.router.metrics.fallbacks.collect())).samples
         return sum(sample.value for sample in metrics if sample.name.endswith("_total"))
 
     async def at_rest(self) -> None:
@@ -114,6 +131,17 @@ class Stack:
         }
         found["requests"] = self.counted("requests_running")
         found["clients"] = float(self.router.limits.clients)
+        return {name: value for name, value in found.items() if value > 1e-6}
+
+
+@dataclass
+class Stack(RouterStack):
+    """The engines, too."""
+
+    fleet: Fleet
+
+    def leftovers(self) -> dict[str, float]:
+        found = super().leftovers()
         for place in self.fleet.places:
             if place.engine is not None:
                 found[f"KV tokens of {place.name}"] = float(place.engine.used)
@@ -149,17 +177,24 @@ async def stack(
         settings["telemetry"] = {"interval_s": 0.05, "timeout_s": 0.5}
         settings["safety"] = FAST_SAFETY | config.pop("safety", {})
         router = Router(RouterConfig.model_validate(settings | config))
-        listener = bind("127.0.0.1", 0)
-        server = QuietServer(uvicorn.Config(create_app(router), log_level="critical", access_log=False))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.005)
-        try:
-            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
-                yield Stack(fleet, router, f"http://127.0.0.1:{listener.getsockname()[1]}", client)
-        finally:
-            server.should_exit = True
-            await serving
+        async with served(router) as (url, client):
+            yield Stack(router, url, client, fleet)
+
+
+@asynccontextmanager
+async def served(router: Router) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
+    """The address at which a router serves in this event loop, and a client."""
+    listener = bind("127.0.0.1", 0)
+    server = QuietServer(uvicorn.Config(create_app(router), log_level="critical", access_log=False))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", client
+    finally:
+        server.should_exit = True
+        await serving
 
 
 def said_to(prompt: Any, tokens: int) -> str:

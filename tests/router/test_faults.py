@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from splitgym.emulator.handover import PeerUnreachable
 from splitgym.view import DOWN, READY
-from tests.router.stack import PROMPT, Stack, in_loop, said_to, stack
+from tests.router.stack import FIRST_AND_LAST, PROMPT, Stack, in_loop, said_to, stack
 
 ONE_EACH = "prompt=1:h100-80gb,token=1:h100-80gb"
 LONG = [7] * 2000  # several of them wait in the prompt engine's queue
@@ -95,6 +98,57 @@ async def test_engine_killed_while_it_decodes_starts_over_where_nothing_was_sent
         s.fleet.kill("token-2")
         answer = await task
         assert (answer.status, answer.said, s.retries) == (200, said_to(PROMPT, 20), 1)
+        await s.at_rest()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@in_loop
+async def test_core_that_dies_while_it_decodes_is_no_end_of_the_answer(stream: bool) -> None:
+    """Its server ends the stream with an error event and ``[DONE]``, as if it were complete."""
+    async with stack(scale=SLOW) as s:
+        task = asyncio.create_task(s.complete(20, stream=stream))
+        await until(lambda: any(decode.done >= 3 for decode in s.fleet.engine("token-2").decodes))
+        s.fleet.crash("token-2")
+        answer = await task
+        if stream:
+            assert answer.events[-1]["error"]["type"] == "server_error" and not answer.is_complete
+            assert "[DONE]" not in answer.text and s.counted("requests_total", status="502") == 1
+        else:
+            assert (answer.status, answer.said, s.retries) == (200, said_to(PROMPT, 20), 1)
+        await s.at_rest()
+
+
+@in_loop
+async def test_engine_whose_streams_are_errors_is_taken_out() -> None:
+    """Their status is 200, since it is sent before the engine knows."""
+    async with stack(telemetry={"interval_s": 60.0}) as s:  # which would find its health in order
+        api = s.fleet["token-2"].api
+
+        async def fail(*_: object) -> None:
+            raise PeerUnreachable("no")
+
+        api._handover = SimpleNamespace(start=fail)  # type: ignore[union-attr, assignment]
+        answers = await asyncio.gather(*(s.complete(4) for _ in range(8)))
+        assert [answer.said for answer in answers] == [said_to(PROMPT, 4)] * 8
+        assert s.counted("retries_total", reason="error event") == 4
+        assert s.router.books.lifecycle_of(2) == DOWN
+
+
+@in_loop
+async def test_an_engine_that_could_not_fetch_serves_by_itself_where_it_is_the_last(tmp_path: Path) -> None:
+    """The cache's owner is dead, which the token engine is the first to know."""
+    (tmp_path / "p.py").write_text(FIRST_AND_LAST, "utf-8")
+    policy = {"name": f"{tmp_path / 'p.py'}:FirstAndLast", "tick_s": None}
+    machines = "prompt=1:h100-80gb,mixed=1:h100-80gb"
+    async with stack(machines, scale=20.0, policy=policy, safety={"failures_to_open": 9}) as s:
+        token = s.fleet.engine("mixed-1")
+        token.used = token.capacity  # no room for the cache yet
+        task = asyncio.create_task(s.complete(2))
+        await until(lambda: token.coming)
+        s.fleet.kill("prompt-0")
+        token._give_back(token.capacity)
+        answer = await task
+        assert (answer.status, answer.said) == (200, said_to(PROMPT, 2))
         await s.at_rest()
 
 

@@ -15,7 +15,8 @@ from splitgym.router.engines import Client, Engine, EngineFailed
 _Result = TypeVar("_Result")
 
 _DONE = b"data: [DONE]"
-_FIRST_ERROR = (b'data: {"error"', b'data: {"object": "error"', b'data: {"object":"error"')
+_ERRORS = (b'data: {"error"', b'data: {"object": "error"', b'data: {"object":"error"')
+"""How an error event begins. Nothing within a text does: its quotes are escaped."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,16 @@ async def whole_events(
 ) -> AsyncGenerator[bytes]:
     """The events of an answer, never a part of one.
 
+    vLLM answers a stream with status 200 before it knows whether it can serve it, and ends one that fails with an
+    error event and ``[DONE]``: only events that are none show that the engine works.
+
     Args:
         answer: whose content.
         engine: whose answer.
         first_by_s: the event loop's time by which the first must have come.
 
     Raises:
-        EngineFailed: if the first is late or an error, or the last is not ``[DONE]``.
+        EngineFailed: if the first is late, one is an error, or the last is not ``[DONE]``.
     """
     held = b""
     is_first = True
@@ -93,9 +97,14 @@ async def whole_events(
             held, chunk = _cut(held + chunk)
             if not chunk:
                 continue
-        if is_first and chunk.startswith(_FIRST_ERROR):
+        error_at = _error_at(chunk)
+        if error_at >= 0:
+            if error_at:
+                yield chunk[:error_at]
             raise EngineFailed("error event", engine.name)
-        is_first = False
+        if is_first:
+            is_first = False
+            engine.succeeded()
         done = done or _DONE in chunk
         yield chunk
     if not done:
@@ -114,7 +123,12 @@ async def before(deadline_s: float, engine: Engine, work: Awaitable[_Result]) ->
     except TimeoutError:
         if not lease.expired():  # one of the work's own
             raise
-        raise EngineFailed("lease over", engine.name) from None
+        raise EngineFailed("lease over", engine.name, is_ill=False) from None
+
+
+def _error_at(events: bytes) -> int:
+    """Where the first error event begins, or -1."""
+    return min((at for mark in _ERRORS if (at := events.find(mark)) >= 0), default=-1)
 
 
 def _cut(text: bytes) -> tuple[bytes, bytes]:
