@@ -142,6 +142,16 @@ class Fleet:
         place.tasks[0].cancel()
         asyncio.get_running_loop().call_later(CRASH_S, self._kill_if, place.engine)
 
+    def terminate(self, name: str) -> None:
+        """Tell an engine to end, as SIGTERM does vLLM: it stops working, and waits for its connections to be closed."""
+        place = self[name]
+        if place.server is not None:
+            for listener in place.server.servers:
+                listener.close()
+            for connection in list(place.server.server_state.connections):
+                connection.shutdown()  # those that are idle close
+            place.tasks[0].cancel()
+
     def _kill_if(self, engine: Engine) -> None:
         for place in self.places:
             if place.engine is engine:

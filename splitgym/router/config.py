@@ -119,6 +119,7 @@ class SafetyConfig(_Strict):
     attempts: PositiveInt = 3
     connect_timeout_s: Seconds = 2.0
     silence_timeout_s: Seconds = 60.0  # of an engine, before the first token and between tokens
+    gone_timeout_s: Seconds = 5.0  # the same, of one that is down and takes no connections
     lease_s: Seconds = 30.0  # how long prompt engines keep a cache (vLLM's NIXL connector)
     lease_margin_s: NonNegativeFloat = 5.0
     failures_to_open: PositiveInt = 3

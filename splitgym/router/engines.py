@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -43,6 +43,28 @@ class Refused(Exception):  # noqa: N818
         self.body = body
 
 
+class Call:
+    """A call that is under way."""
+
+    def __init__(self, opening: asyncio.Timeout) -> None:
+        self.opening = opening
+        self.answer: aiohttp.ClientResponse | None = None
+        self._seen_bytes = -1
+        self._since_s = 0.0
+
+    def give_up_if_silent(self, now_s: float, patience_s: float) -> None:
+        """End it if no byte has come for ``patience_s`` since it was first looked at, at the event loop's time."""
+        seen_bytes = 0 if self.answer is None else self.answer.content.total_bytes
+        if seen_bytes != self._seen_bytes:
+            self._seen_bytes, self._since_s = seen_bytes, now_s
+        elif now_s - self._since_s <= patience_s:
+            return
+        elif self.answer is None:
+            self.opening.reschedule(now_s)
+        else:
+            self.answer.close()
+
+
 class Engine:
     """One engine.
 
@@ -61,6 +83,7 @@ class Engine:
         self.name = config.name
         self.url = config.url
         self.is_down = False
+        self.calls: set[Call] = set()
         self._failures = 0
         self._failures_to_open = failures_to_open
         self._show_down = show_down
@@ -80,6 +103,15 @@ class Engine:
             self.is_down = False
             self._show_down(self.index, False)
             _log.warning("engine %s is back", self.name)
+
+    def gone(self, patience_s: float) -> None:
+        """It is down and takes no connections: what it is silent about for ``patience_s`` will never come.
+
+        vLLM that is told to end (SIGTERM) stops working at once and waits for its connections to be closed.
+        """
+        now_s = asyncio.get_running_loop().time()
+        for call in tuple(self.calls):
+            call.give_up_if_silent(now_s, patience_s)
 
 
 class Client:
@@ -117,10 +149,13 @@ class Client:
         headers = headers | {"Content-Type": "application/json"}
         if engine.config.api_key is not None:
             headers["Authorization"] = f"Bearer {engine.config.api_key}"
+        call = Call(asyncio.timeout(None))
+        engine.calls.add(call)
         try:
-            async with self._session.post(
-                engine.url + path, data=body, headers=headers, allow_redirects=False
-            ) as answer:
+            async with AsyncExitStack() as opened:
+                posting = self._session.post(engine.url + path, data=body, headers=headers, allow_redirects=False)
+                async with call.opening:
+                    answer = call.answer = await opened.enter_async_context(posting)
                 if answer.status != 200:
                     text = await answer.content.read(65_536)
                     if 400 <= answer.status < 500 and answer.status != 429:
@@ -138,6 +173,8 @@ class Client:
             if isinstance(error, aiohttp.ClientConnectorError):
                 kind = "cannot be reached"
             raise EngineFailed(kind, engine.name) from None
+        finally:
+            engine.calls.discard(call)
 
     async def post_json(self, engine: Engine, path: str, body: bytes, headers: dict[str, str]) -> dict[str, Any]:
         """The whole answer of a call.

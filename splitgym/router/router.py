@@ -76,7 +76,8 @@ class Router:
         config = self.config
         client = Client(config.safety)
         self.roles = Roles(self.books, self.engines, self.protocol, client, self.metrics)
-        self.telemetry = Telemetry(client, self.engines, self.books, config.telemetry, self._clock)
+        patience_s = config.safety.gone_timeout_s
+        self.telemetry = Telemetry(client, self.engines, self.books, config.telemetry, patience_s, self._clock)
         self.flow = Flow(
             config,
             self.books,

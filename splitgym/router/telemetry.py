@@ -54,7 +54,7 @@ class Telemetry:
     """Keeps the reported columns of the books, and finds out who is down and who is back.
 
     An engine whose metrics fail is only blind: what it said last stands. One that refuses connections counts as
-    failing, and one that is down comes back when its ``/health`` answers.
+    failing, and one that is down comes back when its ``/health`` answers; what it is silent about is given up soon.
     """
 
     def __init__(
@@ -63,12 +63,14 @@ class Telemetry:
         engines: Sequence[Engine],
         books: RouterBooks,
         config: TelemetryConfig,
+        gone_timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._client = client
         self._engines = engines
         self._books = books
         self._config = config
+        self._gone_timeout_s = gone_timeout_s
         self._clock = clock
         self._scraped_s = [clock()] * len(engines)
 
@@ -92,6 +94,8 @@ class Telemetry:
             status, page = await self._client.get(engine, "/metrics", self._config.timeout_s)
         except aiohttp.ClientConnectorError:
             engine.failed()
+            if engine.is_down:
+                engine.gone(self._gone_timeout_s)
             return
         except (OSError, TimeoutError, aiohttp.ClientError):
             return

@@ -118,6 +118,41 @@ async def test_core_that_dies_while_it_decodes_is_no_end_of_the_answer(stream: b
         await s.at_rest()
 
 
+@pytest.mark.parametrize(("name", "prompt"), [("token-2", PROMPT), ("prompt-0", LONG)])
+@in_loop
+async def test_engine_told_to_end_is_not_waited_for(name: str, prompt: list[int]) -> None:
+    """It closes its port and leaves its connections open, in silence: that is given up long before other silence."""
+    async with stack(scale=SLOW, safety={"silence_timeout_s": 50.0, "gone_timeout_s": 0.3}) as s:
+        task = asyncio.create_task(s.complete(20, prompt=prompt, stream=False))
+        engine = s.fleet.engine(name)
+        await until(lambda: engine.running_prompts or any(decode.done >= 3 for decode in engine.decodes))
+        s.fleet.terminate(name)
+        async with asyncio.timeout(10):
+            answer = await task
+        assert (answer.status, answer.said, s.retries) == (200, said_to(prompt, 20), 1)
+        assert not s.router.engines[0].calls and not s.router.engines[2].calls
+        s.fleet.kill(name)
+        await s.at_rest()
+
+
+@in_loop
+async def test_engine_that_ends_gracefully_is_waited_for() -> None:
+    """It takes no more connections, and goes on with those that it has."""
+    async with stack(scale=SLOW, safety={"gone_timeout_s": 0.3}) as s:
+        task = asyncio.create_task(s.complete(60))
+        engine = s.fleet.engine("token-2")
+        await until(lambda: any(decode.done >= 3 for decode in engine.decodes))
+        server = s.fleet["token-2"].server
+        assert server is not None
+        for listener in server.servers:
+            listener.close()
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
+        await until(lambda: s.router.books.lifecycle_of(2) == DOWN)
+        answer = await task
+        assert (answer.said, answer.is_complete, s.retries) == (said_to(PROMPT, 60), True, 0)
+
+
 @in_loop
 async def test_engine_whose_streams_are_errors_is_taken_out() -> None:
     """Their status is 200, since it is sent before the engine knows."""
