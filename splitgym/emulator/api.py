@@ -24,12 +24,16 @@ _Result = TypeVar("_Result")
 VLLM_DEFAULT_TOKENS = 16
 
 
-_CORE_DIED = -1
+_CORE_DIED, _ABORTED = -1, -2
 """In place of a token's index."""
 
 
 class ClientGone(Exception):  # noqa: N818
     """The client has closed its connection."""
+
+
+class Aborted(Exception):  # noqa: N818
+    """The engine has been told to end, and leaves the request unfinished."""
 
 
 class CoreDied(Exception):  # noqa: N818
@@ -85,6 +89,11 @@ class Api:
         self._is_dead = True
         for sequence in self._open:
             sequence.tokens.put_nowait(_CORE_DIED)
+
+    def abort_all(self) -> None:
+        """End what runs as if it were complete, but for the reason given."""
+        for sequence in self._open:
+            sequence.tokens.put_nowait(_ABORTED)
 
     async def models(self, request: Request) -> Response:
         """``/v1/models``."""
@@ -161,9 +170,14 @@ class Api:
         return Job(body, is_chat, sequence, request_id, self.model, tokens)
 
     async def _whole(self, job: Job) -> dict[str, Any]:
+        text, reason = "", "length"
         async with aclosing(self._texts(job)) as texts:
-            text = "".join([text async for text in texts])
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "length"}
+            try:
+                async for more in texts:
+                    text += more
+            except Aborted:
+                reason = "abort"
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": reason}
         choice |= {"message": {"role": "assistant", "content": text}} if job.is_chat else {"text": text}
         answer = _head(job, "chat.completion" if job.is_chat else "text_completion")
         answer |= {"choices": [choice], "usage": _usage(job)}
@@ -191,6 +205,10 @@ class Api:
                     yield f'data: {head}, "choices": [{choice}]}}\n\n'
             if (job.body.get("stream_options") or {}).get("include_usage"):
                 yield f'data: {head}, "choices": [], "usage": {json.dumps(_usage(job))}}}\n\n'
+        except Aborted:
+            said = '"delta": {"content": ""}' if job.is_chat else '"text": ""'
+            choice = f'{{"index": 0, {said}, "logprobs": null, "finish_reason": "abort"}}'
+            yield f'data: {head}, "choices": [{choice}]}}\n\n'
         except (PeerUnreachable, CoreDied, ValueError) as error:
             yield f"data: {json.dumps(_error_body(500, str(error)))}\n\n"
         yield "data: [DONE]\n\n"
@@ -201,6 +219,7 @@ class Api:
         Raises:
             PeerUnreachable: if its cache cannot be fetched.
             CoreDied: if the engine's core ends.
+            Aborted: if the engine is told to end.
             ValueError: if it does not fit, or its parameters are malformed.
         """
         sequence = job.sequence
@@ -213,6 +232,8 @@ class Api:
                 index = await sequence.tokens.get()
                 if index == _CORE_DIED:
                     raise CoreDied
+                if index == _ABORTED:
+                    raise Aborted
                 yield token_text(sequence.digest, index)
         finally:
             self._open.discard(sequence)

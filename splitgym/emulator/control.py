@@ -17,7 +17,7 @@ from starlette.routing import Route
 from splitgym.emulator.fleet import Fleet, Place, QuietServer
 from splitgym.errors import did_you_mean
 
-FAULTS = ("kill", "crash", "terminate", "start", "hang", "resume", "slow", "blind", "see")
+FAULTS = ("kill", "crash", "terminate", "mute", "start", "hang", "resume", "slow", "blind", "see")
 
 
 def control_app(fleet: Fleet) -> Starlette:
@@ -58,8 +58,8 @@ async def _give(fleet: Fleet, name: str, kind: str, factor: float) -> None:
         fleet.kill(name)
     elif kind == "crash":
         fleet.crash(name)
-    elif kind == "terminate":
-        fleet.terminate(name)
+    elif kind in ("terminate", "mute"):
+        fleet.terminate(name, in_silence=kind == "mute")
     elif kind == "hang":
         place.engine.free_to_run.clear()
     elif kind == "resume":

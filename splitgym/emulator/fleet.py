@@ -142,10 +142,15 @@ class Fleet:
         place.tasks[0].cancel()
         asyncio.get_running_loop().call_later(CRASH_S, self._kill_if, place.engine)
 
-    def terminate(self, name: str) -> None:
-        """Tell an engine to end, as SIGTERM does vLLM: it stops working, and waits for its connections to be closed."""
+    def terminate(self, name: str, *, in_silence: bool = False) -> None:
+        """Tell an engine to end, as SIGTERM does vLLM: it takes no more connections and aborts what it works on.
+
+        ``in_silence``, it does not say so: vLLM, when its core is the first to go.
+        """
         place = self[name]
-        if place.server is not None:
+        if place.server is not None and place.api is not None:
+            if not in_silence:
+                place.api.abort_all()
             for listener in place.server.servers:
                 listener.close()
             for connection in list(place.server.server_state.connections):

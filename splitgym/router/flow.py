@@ -16,6 +16,7 @@ from splitgym.router.decision_log import DecisionLog, Record
 from splitgym.router.engines import Client, Engine, EngineFailed
 from splitgym.router.metrics import Metrics
 from splitgym.router.protocols import Attempt, PhaseProtocol
+from splitgym.router.protocols.base import is_aborted
 from splitgym.router.roles import Roles
 from splitgym.view import ARRIVAL, READY, ClusterView, Decision
 
@@ -181,7 +182,10 @@ class Flow:
         async with attempt.client.post(
             attempt.token, attempt.ask.path, attempt.ask.as_asked(), attempt.headers
         ) as answer:
-            yield await answer.read()
+            body = await answer.read()
+            if is_aborted(body):
+                raise EngineFailed("aborted", attempt.token.name)
+            yield body
 
     def _saw(self, part: bytes, booking: Booking, times: _Times) -> None:
         now_s = self._clock()

@@ -120,18 +120,38 @@ async def test_core_that_dies_while_it_decodes_is_no_end_of_the_answer(stream: b
 
 @pytest.mark.parametrize(("name", "prompt"), [("token-2", PROMPT), ("prompt-0", LONG)])
 @in_loop
-async def test_engine_told_to_end_is_not_waited_for(name: str, prompt: list[int]) -> None:
+async def test_engine_that_ends_in_silence_is_not_waited_for(name: str, prompt: list[int]) -> None:
     """It closes its port and leaves its connections open, in silence: that is given up long before other silence."""
     async with stack(scale=SLOW, safety={"silence_timeout_s": 50.0, "gone_timeout_s": 0.3}) as s:
         task = asyncio.create_task(s.complete(20, prompt=prompt, stream=False))
         engine = s.fleet.engine(name)
         await until(lambda: engine.running_prompts or any(decode.done >= 3 for decode in engine.decodes))
-        s.fleet.terminate(name)
+        s.fleet.terminate(name, in_silence=True)
         async with asyncio.timeout(10):
             answer = await task
         assert (answer.status, answer.said, s.retries) == (200, said_to(prompt, 20), 1)
         assert not s.router.engines[0].calls and not s.router.engines[2].calls
         s.fleet.kill(name)
+        await s.at_rest()
+
+
+@pytest.mark.parametrize("how", ["stream", "assembled", "relayed whole"])
+@in_loop
+async def test_engine_told_to_end_leaves_no_answer_cut_short(how: str) -> None:
+    """What it leaves unfinished ends like a complete answer, but for the reason: "abort"."""
+    fields = {"suffix": "x"} if how == "relayed whole" else {}
+    async with stack(scale=SLOW) as s:
+        task = asyncio.create_task(s.complete(20, stream=how == "stream", **fields))
+        engine = s.fleet.engine("token-2")
+        await until(lambda: any(decode.done >= 3 for decode in engine.decodes))
+        s.fleet.terminate("token-2")
+        answer = await task
+        if how == "stream":
+            assert answer.events[-1]["error"]["type"] == "server_error" and "[DONE]" not in answer.text
+            assert "abort" not in answer.text.partition('"error"')[0]
+        else:
+            assert (answer.status, answer.said, s.retries) == (200, said_to(PROMPT, 20), 1)
+        s.fleet.kill("token-2")
         await s.at_rest()
 
 

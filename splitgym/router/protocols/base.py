@@ -17,6 +17,8 @@ _Result = TypeVar("_Result")
 _DONE = b"data: [DONE]"
 _ERRORS = (b'data: {"error"', b'data: {"object": "error"', b'data: {"object":"error"')
 """How an error event begins. Nothing within a text does: its quotes are escaped."""
+_ABORTS = (b'"finish_reason":"abort"', b'"finish_reason": "abort"')
+"""What an engine that is told to end says last of a request that it leaves unfinished."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ async def whole_events(
 ) -> AsyncGenerator[bytes]:
     """The events of an answer, never a part of one.
 
-    vLLM answers a stream with status 200 before it knows whether it can serve it, and ends one that fails with an
-    error event and ``[DONE]``: only events that are none show that the engine works.
+    vLLM answers a stream with status 200 before it knows whether it can serve it, ends one that fails with an error
+    event and ``[DONE]``, and one that it leaves unfinished because it is told to end with the reason "abort" and
+    ``[DONE]``: only other events show that the engine works.
 
     Args:
         answer: whose content.
@@ -80,7 +83,7 @@ async def whole_events(
         first_by_s: the event loop's time by which the first must have come.
 
     Raises:
-        EngineFailed: if the first is late, one is an error, or the last is not ``[DONE]``.
+        EngineFailed: if the first is late, one is an error or an abort, or the last is not ``[DONE]``.
     """
     held = b""
     is_first = True
@@ -101,7 +104,7 @@ async def whole_events(
         if error_at >= 0:
             if error_at:
                 yield chunk[:error_at]
-            raise EngineFailed("error event", engine.name)
+            raise EngineFailed("aborted" if is_aborted(chunk) else "error event", engine.name)
         if is_first:
             is_first = False
             engine.succeeded()
@@ -127,8 +130,14 @@ async def before(deadline_s: float, engine: Engine, work: Awaitable[_Result]) ->
 
 
 def _error_at(events: bytes) -> int:
-    """Where the first error event begins, or -1."""
-    return min((at for mark in _ERRORS if (at := events.find(mark)) >= 0), default=-1)
+    """Where the first event begins that says that an answer is not complete, or -1."""
+    marked = [at for mark in _ERRORS + _ABORTS if (at := events.find(mark)) >= 0]
+    return events.rfind(b"data: ", 0, min(marked) + len(b"data: ")) if marked else -1
+
+
+def is_aborted(answer: bytes) -> bool:
+    """Whether an answer in one piece is not complete."""
+    return any(mark in answer for mark in _ABORTS)
 
 
 def _cut(text: bytes) -> tuple[bytes, bytes]:
