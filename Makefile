@@ -10,7 +10,8 @@ INSTALLED := $(VENV)/.installed
 # One thread for each process: the networks are small, and processes, not threads, use the other cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-browser test-thousand test-integrations test-serving lint format wheel-check clean
+.PHONY: help install demo test test-browser test-thousand test-integrations test-serving test-engines \
+	lint format wheel-check clean
 
 help:
 	@echo "make demo           train on the quickstart card and compare with the baselines (under 10 minutes, 2 cores)"
@@ -19,6 +20,7 @@ help:
 	@echo "make test-thousand  a thousand random scenarios, full training studies"
 	@echo "make test-integrations  plugins against the packages they plug into (an environment of its own, 3 GB)"
 	@echo "make test-serving   the simulator against router and emulated engines, by the clock (half an hour; a quiet machine)"
+	@echo "make test-engines   the router before vLLM engines on CPUs (an environment of its own, 2.6 GB; Linux, x86-64)"
 	@echo "make lint           ruff and mypy"
 	@echo "make wheel-check    build the wheel and try it in an empty environment outside the checkout"
 	@echo "make clean          remove what the above left behind, the virtual environment too"
@@ -56,6 +58,15 @@ test-integrations:
 test-serving: $(INSTALLED)
 	$(BIN)/python experiments/sim_to_serving.py --check
 
+ENGINES ?= .venv-engines
+test-engines: $(INSTALLED) $(ENGINES)/.installed
+	ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engines tests/engines -rs
+
+$(ENGINES)/.installed: tests/engines/requirements.txt
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install $(PIP_FLAGS) --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -69,5 +80,5 @@ wheel-check: $(INSTALLED)
 	.ci/wheel-check $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(INTEGRATIONS) build dist runs tb out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEGRATIONS) $(ENGINES) build dist runs tb out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
