@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ pytest.importorskip("xpyd", reason="pip install xpyd-proxy: see make test-integr
 
 MODEL = "llama2-70b"
 PROMPT = "the quick brown fox"
+STARTS_WITHIN_S = 240.0  # on a busy machine: its imports alone take a while
 LAST = """
 from splitgym.view import Decision
 
@@ -60,7 +62,7 @@ def configured(folder: Path, fleet: Fleet, policy: str) -> tuple[Path, int]:
     return folder / "xpyd.yaml", port
 
 
-@in_loop
+@partial(in_loop, limit_s=STARTS_WITHIN_S + 60.0)
 async def _serve(folder: Path) -> None:
     (folder / "last.py").write_text(LAST, "utf-8")
     tokenizer_in(folder)
@@ -91,7 +93,7 @@ async def _serve(folder: Path) -> None:
 
 async def _completion(client: aiohttp.ClientSession, body: Any) -> str:
     """The text, once the proxy is up and has seen its instances."""
-    for _ in range(120):
+    for _ in range(round(STARTS_WITHIN_S / 0.25)):
         try:
             async with client.post("/v1/completions", json=body) as answer:
                 if answer.status == 200:
