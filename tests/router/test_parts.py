@@ -12,7 +12,7 @@ from splitgym.router.ask import Reader
 from splitgym.router.assemble import Assembly
 from splitgym.router.config import PredictionConfig
 from splitgym.router.flow import _tokens_in
-from splitgym.router.protocols.base import _cut
+from splitgym.router.protocols.base import _cut, _error_at
 from splitgym.router.telemetry import read_metrics
 
 
@@ -39,6 +39,24 @@ def test_read_metrics(page: bytes, expected: tuple[float, float, float] | None) 
 
 def events(*parts: dict[str, object]) -> bytes:
     return b"".join(b"data: " + json.dumps(part).encode() + b"\n\n" for part in parts) + b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("last", "where"),
+    [
+        ({"error": {"message": "x"}}, "at"),
+        ({"object": "error", "message": "x"}, "at"),
+        ({"choices": [{"text": "", "finish_reason": "abort"}]}, "at"),
+        ({"choices": [{"text": 'data: {"error" "finish_reason": "abort"', "finish_reason": "stop"}]}, "nowhere"),
+        ({"choices": [{"text": "abort", "finish_reason": None}], "error": None}, "nowhere"),
+    ],
+)
+def test_where_an_answer_is_known_to_be_incomplete(last: dict[str, object], where: str) -> None:
+    """Compact JSON or not; never for what a text says."""
+    for separators in ((", ", ": "), (",", ":")):
+        parts = [f"data: {json.dumps(part, separators=separators)}\n\n" for part in ({"choices": []}, last)]
+        found = _error_at("".join(parts).encode())
+        assert found == (len(parts[0]) if where == "at" else -1)
 
 
 def test_tools_and_several_choices_are_put_together() -> None:
