@@ -56,11 +56,6 @@ class RealStack(RouterStack):
             while any(any(load) for load in await self.loads()):
                 await asyncio.sleep(0.1)
 
-    async def failed_transfers(self) -> float:
-        """Of the token engine, as it counts them."""
-        async with self.client.get(f"{self.engines[1].url}/metrics") as answer:
-            return _value(await answer.text(), "vllm:nixl_num_failed_transfers_total")
-
     async def transfers(self) -> float:
         """Of the token engine, as it counts them."""
         async with self.client.get(f"{self.engines[1].url}/metrics") as answer:
