@@ -36,7 +36,7 @@ Played = tuple[RequestRows, Logged, int]
 """What clients saw, what was decided, and how many answers were wrong."""
 
 SCRAPE_S = 0.05
-"""Emulated seconds between scrapes; what engines report is always fresh in the simulator."""
+"""Emulated seconds between scrapes."""
 
 BYTES_PER_TOKEN = 4
 """Prompts are texts; router and emulated engines count a token for so many bytes."""

@@ -1,6 +1,6 @@
 """The same trace through the simulator, and through the router before emulated engines: how far are they apart?
 
-    python experiments/sim_to_serving.py                    # eight policies, about half an hour
+    python experiments/sim_to_serving.py                    # eight policies, about half an hour on a quiet machine
     python experiments/sim_to_serving.py --quick --json     # three policies, a few minutes
 
 Eight machines (card Quickstart) answer a trace of conversations. The simulator has `first_token: token_machine`, as
@@ -28,14 +28,14 @@ from rich.box import SIMPLE
 from rich.table import Table
 from scipy.stats import kendalltau
 from serving_processes import work_elsewhere_s  # beside this file
-from serving_side import InVirtualTime, Side, in_processes
+from serving_side import SCRAPE_S, InVirtualTime, Side, in_processes
 
 from splitgym.cards import Card, load_card
 from splitgym.cli.output import wide_console
 from splitgym.metrics.summary import scorecard
 from splitgym.offline import Logged
 from splitgym.policies import make_policy
-from splitgym.sim.cluster import Scenario
+from splitgym.sim.cluster import Scenario, Telemetry
 from splitgym.sim.run import run
 from splitgym.workload import Requests
 
@@ -45,7 +45,6 @@ CARD, SEED, RATE_RPS = "Quickstart", 1, 18.0
 POLICIES = (
     "lmetric", "jsq-requests", "least-kv", "power-of-two", "size-interval", "fullest-feasible", "round-robin", "random",
 )  # fmt: skip
-"""None reads what engines report, which is fresh in the simulator and as old as the last scrape in a router."""
 
 QUICK_POLICIES = ("lmetric", "size-interval", "round-robin")
 BARRED = ("ttft_p50_s", "ttft_p90_s", "tbt_p50_s", "tbt_p90_s")
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--policy", action="append", help="in place of the eight, such as mine.zip; repeat for several")
     parser.add_argument("--requests", type=int, help="how many; 900, or 200 with --quick")
-    parser.add_argument("--time-scale", type=float, default=1.0, help="emulated seconds in one of the clock")
+    parser.add_argument("--time-scale", type=float, default=0.5, help="emulated seconds in one of the clock")
     parser.add_argument("--virtual", action="store_true", help="in virtual time, where computing takes none")
     parser.add_argument("--port", type=int, default=19_300, help="the router's; the engines have those above")
     arguments = parser.parse_args()
@@ -114,7 +113,8 @@ def is_met(figures: dict[str, Any]) -> bool:
 def trace(card: Card, count: int) -> Scenario:
     """The card's test workload; no control ticks, whose phase the router's clock would set."""
     drawn = card.scenario(SEED, rate_rps=RATE_RPS).requests
-    cluster = replace(card.default_cluster, first_token="token_machine")
+    telemetry = Telemetry(scrape_interval_s=SCRAPE_S)
+    cluster = replace(card.default_cluster, first_token="token_machine", telemetry=telemetry)
     return Scenario(cluster, first(drawn, count), tick_s=None, seed=SEED)
 
 

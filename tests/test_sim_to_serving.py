@@ -17,7 +17,7 @@ import pytest
 
 from splitgym.cards import load_card
 from splitgym.policies import make_policy
-from splitgym.sim.cluster import Batching, Cluster, Machine, Scenario, Transfer
+from splitgym.sim.cluster import Batching, Cluster, Machine, Scenario, Telemetry, Transfer
 from splitgym.sim.run import run
 from splitgym.view import MIXED, PROMPT, TOKEN
 from splitgym.workload import Requests
@@ -25,6 +25,7 @@ from splitgym.workload import Requests
 FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPT = FOLDER / "sim_to_serving.py"
 CARD = load_card("Quickstart")
+SCRAPE_S = 0.05  # of `serving_side`
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,18 @@ def test_in_virtual_time_they_are_one(side: Any, case: str) -> None:
     np.testing.assert_array_equal(decided[:, 1], simulated.token_machine)
     np.testing.assert_allclose(served.first_token_s, simulated.first_token_s, rtol=0, atol=1e-9)
     np.testing.assert_allclose(served.finish_s, simulated.finish_s, rtol=0, atol=1e-9)
+
+
+def test_with_roles_that_change_and_reports_as_old(side: Any) -> None:
+    """At a load at which it does not matter that a router looks every 20 ms only whether a phase is over."""
+    assert side.SCRAPE_S == SCRAPE_S
+    played = scenario(replace(CARD.default_cluster, telemetry=Telemetry(SCRAPE_S)), 60, 18.0, 24)
+    simulated = run(played, make_policy("splitwise-tuned"), engine="reference").rows
+    _, logged, _ = side.InVirtualTime(CARD).play(played, "splitwise-tuned")
+    assert sum(bool(one.decision.role_changes) for one in logged.decisions) >= 2
+    decided = np.array([(one.decision.prompt_machine, one.decision.token_machine) for one in logged.decisions])
+    np.testing.assert_array_equal(decided[:, 0], simulated.prompt_machine)
+    np.testing.assert_array_equal(decided[:, 1], simulated.token_machine)
 
 
 def figures(*arguments: str) -> Any:
