@@ -132,6 +132,7 @@ class ClusterCard(_Strict):
     switch_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
     frontend_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
     first_token: Literal["prompt_machine", "token_machine"] = "prompt_machine"
+    migrate: bool = False
 
     @field_validator("model")
     @classmethod
@@ -174,6 +175,7 @@ class ClusterCard(_Strict):
             switch_s=self.switch_s,
             frontend_s=self.frontend_s,
             first_token=self.first_token,
+            migrate=self.migrate,
         )
 
 

@@ -98,6 +98,7 @@ def _calibrated(scenario: Scenario, policy: str, card: Card, engine: str) -> Pla
     warmup_policy = None if warmup is None else make_policy(warmup, card.folder)
     result = run(scenario, make_policy(policy), warmup_policy=warmup_policy, engine=engine, record=True)
     lost = {"preemptions": result.preemptions, "recomputations": result.recomputations}
+    lost |= {"migrations": result.migrations} if scenario.cluster.migrate else {}
     return result.rows, result.meters, result.recorder, result.extrapolations, lost
 
 
@@ -138,7 +139,8 @@ def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:
     requests = results["requests"]
     others = ", ".join(f"{requests[name]} {name.replace('_', ' ')}" for name in ("failed", "abandoned", "in_flight"))
     console.print(f"{requests['arrived']} requests: {requests['completed']} completed, {others}", highlight=False)
-    for name, text in (("preemptions", "decodes preempted"), ("recomputations", "prompts computed again")):
+    counted = {"preemptions": "decodes preempted", "recomputations": "prompts computed again", "migrations": "moved"}
+    for name, text in counted.items():
         if results.get(name):
             console.print(f"{results[name]} {text}", highlight=False)
     kept = sum(bool(value) for name, value in slo.items() if name != "met")

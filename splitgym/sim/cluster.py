@@ -164,6 +164,7 @@ class Cluster:
     first_token: str = "prompt_machine"  # one of FIRST_TOKEN
     telemetry: Telemetry | None = None  # None: reported features are fresh
     classes: tuple[RequestClass, ...] = ()  # `Requests.slo_class` counts them; none: `slo` holds for all
+    migrate: bool = False  # whether a machine that gives up a phase gives its work to others
 
     def __post_init__(self) -> None:
         if self.first_token not in FIRST_TOKEN:

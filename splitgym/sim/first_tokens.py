@@ -7,6 +7,7 @@ prompt phase on, as a router does that hears of the prompt phase's end and of no
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Collection
 
@@ -31,7 +32,7 @@ def unbook_cache(world: World, request: int) -> None:
 
 def await_first_token(world: World, machine: SimMachine, request: int) -> None:
     """A decode takes its place; where it has no token yet, its first is the next."""
-    if world.is_answered_late(request):
+    if math.isnan(world.outcome.first_token_s[request]):
         insort(machine.starting, request)
 
 

@@ -16,6 +16,7 @@ from splitgym.sim.cluster import Batching
 from splitgym.sim.energy import iteration_energy_j
 from splitgym.sim.first_tokens import await_first_token, starting_among, yield_first_token, yield_first_tokens
 from splitgym.sim.leases import start_lease
+from splitgym.sim.migration import is_leaving, move_decodes, redirect
 from splitgym.sim.paging import Preempted
 from splitgym.sim.rows import COMPLETED
 from splitgym.sim.transfers import free, receive, send
@@ -59,6 +60,8 @@ def form_batch(world: World, machine: SimMachine) -> Batch | None:
     if machine.row[b.LIFECYCLE] == SWITCHING:
         return None
     take_in(world, machine)
+    if is_leaving(world, machine):
+        move_decodes(world, machine)
     limits = world.cluster.batching
     assert isinstance(limits, Batching)
     decodes = machine.decodes
@@ -218,6 +221,10 @@ def end_computation(world: World, machine: SimMachine, request: int, now_s: floa
 def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) -> None:
     """The prompt phase is over; the cache stays, is sent, or is dropped where no token is to come."""
     prompt_tokens = world.prompt_tokens[request]
+    token = world.machines[world.outcome.token_machine[request]]
+    if is_leaving(world, token) and token is not machine and not world.layerwise:
+        redirect(world, request)
+        token = world.machines[world.outcome.token_machine[request]]
     is_answered_late = world.is_answered_late(request)
     if not is_answered_late:
         yield_first_token(world, machine, request, now_s)
@@ -231,7 +238,6 @@ def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) ->
     row[b.PROMPT_WEIGHTED_S] -= row[b.PROMPT_WEIGHT] * work_s
     row[b.PROMPT_WEIGHT] -= world.ledger.prompt_weight[request]
 
-    token = world.machines[world.outcome.token_machine[request]]
     token.row[b.COMING] -= 1
     token.row[b.COMING_CONTEXT] -= prompt_tokens + 1
     if world.output_tokens[request] == 1 and not is_answered_late:
@@ -305,7 +311,11 @@ def take_place(world: World, machine: SimMachine, request: int) -> None:
     machine.row[b.TOKEN_WEIGHT] += world.weight_to_next_token(request)
     whole = world.whole_tokens[request]
     remaining = whole - world.tokens_at_start(request)
-    machine.decodes.join(request, whole, remaining, world.outcome.first_token_s[request])
+    moved = world.moved.pop(request, None)
+    if moved is None:
+        machine.decodes.join(request, whole, remaining, world.outcome.first_token_s[request])
+    else:
+        machine.decodes.join(request, whole, *moved)
     await_first_token(world, machine, request)
 
 

@@ -13,6 +13,7 @@ from operator import index
 import simpy
 
 from splitgym.sim import books as b
+from splitgym.sim.assignment import enter_queue
 from splitgym.sim.books import Books
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK
 from splitgym.sim.cluster import Scenario
@@ -78,6 +79,11 @@ class ReferenceEngine:
     def recomputations(self) -> int:
         """How often a cache's lease ended and its prompt was computed again."""
         return self._world.recomputations
+
+    @property
+    def migrations(self) -> int:
+        """How often a role change gave a request to another machine."""
+        return self._world.migrations
 
     @property
     def now_s(self) -> float:
@@ -239,7 +245,7 @@ class ReferenceEngine:
         )
 
     def _assign(self, request: int, prompt: SimMachine, token: SimMachine) -> None:
-        world, now_s = self._world, self.now_s
+        world = self._world
         prompt_tokens, predicted = world.prompt_tokens[request], world.predicted[request]
         world.outcome.prompt_machine[request] = prompt.index
         world.outcome.token_machine[request] = token.index
@@ -250,19 +256,7 @@ class ReferenceEngine:
         ):
             world.fail(request)
             return
-        work_s = world.prompt_work_s[request] = world.books.prompt_s(prompt.index, prompt_tokens)
-        row = prompt.row
-        if row[b.PENDING_PROMPTS] == 0:
-            row[b.PROMPT_SINCE_S] = now_s
-        row[b.PENDING_PROMPTS] += 1
-        row[b.PENDING_TOKENS] += prompt_tokens
-        row[b.PENDING_S] += work_s
-        weight = world.ledger.prompt_weight[request]
-        row[b.PROMPT_WEIGHT] += weight
-        row[b.PROMPT_WEIGHTED_S] += weight * row[b.PENDING_S]
-        row[b.WAITING] += 1
-        if prompt is not token:
-            row[b.BOOKED_KV] += prompt_tokens + 1
+        enter_queue(world, request, prompt)
         row = token.row
         row[b.COMING] += 1
         row[b.COMING_CONTEXT] += prompt_tokens + 1
@@ -270,6 +264,4 @@ class ReferenceEngine:
         row[b.BOOKED_KV] += prompt_tokens + predicted
         row[b.TOKEN_WEIGHTED] += world.ledger.token_weight[request] * (world.output_tokens[request] - 1)
         if world.is_answered_late(request):
-            row[b.TOKEN_WEIGHTED] += weight
-        prompt.queue.append(request)
-        world.make_runnable(prompt)
+            row[b.TOKEN_WEIGHTED] += world.ledger.prompt_weight[request]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from splitgym.sim import books as b
 from splitgym.sim.clock import ROLE_READY
+from splitgym.sim.migration import leave_phases
 from splitgym.sim.transfers import offer_room
 from splitgym.sim.world import SimMachine, World
 from splitgym.view import DRAINING, MIXED, PROMPT, READY, ROLES, SWITCHING, TOKEN
@@ -19,6 +20,8 @@ def change_role(world: World, machine: SimMachine, role: int) -> None:
     machine.row[b.LIFECYCLE] = DRAINING
     machine.lost_phases = tuple(phase for phase in (PROMPT, TOKEN) if old in (phase, MIXED) and phase != role)
     world.draining[machine.index] = machine
+    if world.cluster.migrate:
+        leave_phases(world, machine)
     settle(world)
 
 

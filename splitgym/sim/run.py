@@ -46,6 +46,7 @@ class RunResult:
     extrapolations: tuple[str, ...]  # where a latency law was used outside the range in which it was measured
     preemptions: int  # how often a running request lost its cache (discipline `vllm`)
     recomputations: int  # how often a cache's lease ended and its prompt was computed again
+    migrations: int  # how often a role change gave a request to another machine
 
 
 def run(
@@ -85,6 +86,7 @@ def run(
         simulation.extrapolations(),
         simulation.preemptions,
         simulation.recomputations,
+        simulation.migrations,
     )
 
 

@@ -41,12 +41,13 @@ def receive(world: World, machine: SimMachine) -> None:
 
 def send(world: World, request: int, start_s: float) -> None:
     """Put a cache on its way; what is seen of it after the prompt phase depends on the transfer mode."""
-    source = world.machines[world.outcome.prompt_machine[request]]
+    source = world.machines[world.cache_machine[request]]
     destination = world.machines[world.outcome.token_machine[request]]
-    size_bytes = world.cluster.model.kv_bytes_per_token * world.prompt_tokens[request]
+    tokens = world.tokens_to_send(request)
+    size_bytes = world.cluster.model.kv_bytes_per_token * tokens
     bytes_per_s = min(source.link_bytes_per_s, destination.link_bytes_per_s)
     visible_bytes = float(size_bytes)
-    if world.layerwise:
+    if world.layerwise and request not in world.moved:
         layers = world.cluster.model.layers
         iteration_duration_s = start_s - world.outcome.prompt_start_s[request]
         hidden_bytes = bytes_per_s * iteration_duration_s * (layers - 1) / layers
@@ -54,7 +55,7 @@ def send(world: World, request: int, start_s: float) -> None:
     world.log("transfer_start", source.index, request)
     transfer = world.cluster.transfer
     per_block_s, block_tokens = transfer.overhead_per_block_s, world.cluster.kv_block_tokens
-    overhead_s = b.overhead_of_s(transfer.overhead_s, per_block_s, block_tokens, world.prompt_tokens[request])
+    overhead_s = b.overhead_of_s(transfer.overhead_s, per_block_s, block_tokens, tokens)
 
     def arrive() -> None:
         end_transfer(world, request, source, destination, start_s)
@@ -72,16 +73,19 @@ def send(world: World, request: int, start_s: float) -> None:
 
 
 def end_transfer(world: World, request: int, source: SimMachine, destination: SimMachine, start_s: float) -> None:
-    """The cache is at its token machine, and gone from its prompt machine."""
+    """The cache is at its token machine, and gone from where it was."""
     now_s = world.clock.now
-    world.outcome.transfer_end_s[request] = now_s
+    if request not in world.moved:
+        world.outcome.transfer_end_s[request] = now_s
     world.log("transfer_end", destination.index, request)
     if world.recorder is not None:
         world.recorder.transfer(request, source.index, destination.index, start_s, now_s)
-    held = world.prompt_tokens[request] + 1
+    held = world.reported_tokens(request)
     source.outgoing -= 1
     source.row[b.KV_HELD] -= held
-    if not world.token_machines_answer:
+    if request in world.moved:
+        source.row[b.BOOKED_KV] -= held
+    elif not world.token_machines_answer:
         unbook_cache(world, request)
     destination.row[b.KV_HELD] += held
     world.join(request, destination)

@@ -6,6 +6,7 @@ import math
 
 from splitgym.sim import books as b
 from splitgym.sim.iterations import Batch, Discipline, begin, end_computation, take_place
+from splitgym.sim.migration import is_leaving, move_decodes
 from splitgym.sim.paging import Paging, Preempted
 from splitgym.sim.transfers import receive
 from splitgym.sim.world import SimMachine, World
@@ -20,6 +21,8 @@ def form_batch(world: World, machine: SimMachine) -> Batch | None:
     is_short = True
     while is_short:
         take_in(world, machine)
+        while is_leaving(world, machine) and move_decodes(world, machine):
+            take_in(world, machine)
         is_short = False
         while (growth := growth_tokens(world, machine)) > machine.free_tokens:
             preempt_last(world, machine)
@@ -39,9 +42,9 @@ def take_in(world: World, machine: SimMachine) -> None:
     running = len(machine.decodes) + (paging.unfinished >= 0)
     while machine.joining and running < paging.limits.max_num_seqs:
         request = machine.joining.pop(0)
+        tokens = world.tokens_at_start(request)  # the last of them comes into the cache as it grows
         take_place(world, machine, request)
         paging.admit(request)
-        tokens = world.tokens_at_start(request)  # the last of them comes into the cache as it grows
         machine.kv_used_tokens -= paging.in_blocks(tokens) - paging.in_blocks(tokens - 1)
         running += 1
 

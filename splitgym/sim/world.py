@@ -135,6 +135,9 @@ class World:
         self.draining: dict[int, SimMachine] = {}
         self.network = SharedNetwork(self.clock, [machine.link_bytes_per_s for machine in self.machines])
         self.preemptions = 0
+        self.cache_machine = [-1] * len(requests)  # where the prompt waits or is processed, and then where the cache is
+        self.moved: dict[int, Preempted] = {}  # decodes whose caches are to be at another machine
+        self.migrations = 0  # how often a role change gave a request to another machine
         self.leases: dict[int, simpy.Event] = {}  # their ends, of caches that wait for room
         self.recomputations = 0  # prompts computed again because a lease ended
         for index, limits in enumerate(cluster.vllm):
@@ -173,8 +176,19 @@ class World:
         return self.token_machines_answer and self.is_sent(request)
 
     def tokens_at_start(self, request: int) -> int:
-        """Prompt and tokens so far when its token phase begins."""
+        """Prompt and tokens so far when its token phase begins, or goes on elsewhere."""
+        moved = self.moved.get(request)
+        if moved is not None:
+            return self.whole_tokens[request] - moved.remaining_tokens
         return self.prompt_tokens[request] + (0 if self.is_answered_late(request) else 1)
+
+    def reported_tokens(self, request: int) -> int:
+        """The tokens that books count for its cache when its token phase begins, or goes on elsewhere."""
+        return max(self.tokens_at_start(request), self.prompt_tokens[request] + 1)
+
+    def tokens_to_send(self, request: int) -> int:
+        """What is in its cache then: the last token is not."""
+        return self.reported_tokens(request) - 1
 
     def weight_to_next_token(self, request: int) -> float:
         """Its weight in the weighted slowdown until its next token is there."""
@@ -199,9 +213,11 @@ class World:
         return self.whole_tokens[request] if paging is None else paging.in_blocks(self.tokens_at_start(request))
 
     def held_until_sent(self, machine: SimMachine, request: int) -> int:
-        """KV tokens its cache takes on its prompt machine until it is sent."""
-        tokens, paging = self.prompt_tokens[request], machine.paging
-        return tokens + 1 if paging is None else paging.in_blocks(tokens)
+        """KV tokens its cache takes until it is sent on its prompt machine, or where it was a decode."""
+        paging, is_moved = machine.paging, request in self.moved
+        if paging is not None:
+            return paging.in_blocks(self.tokens_at_start(request) - 1 if is_moved else self.prompt_tokens[request])
+        return self.whole_tokens[request] if is_moved else self.prompt_tokens[request] + 1
 
     def held_at_end(self, machine: SimMachine, request: int) -> int:
         """KV tokens it takes where its last token is made; that one is in no cache."""

@@ -140,8 +140,10 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
         switch_s=draw(st.sampled_from([0.0, 1.5])),
         link_bytes_per_s=draw(st.sampled_from([1e15, 1e8])),  # a prompt takes no time, or up to 0.7 s
     )
-    first_token = draw(st.sampled_from(FIRST_TOKEN))
-    tested = dataclasses.replace(tested, first_token=first_token, telemetry=draw(TELEMETRY), classes=classes)
+    first_token, migrate = draw(st.sampled_from(FIRST_TOKEN)), draw(st.booleans())
+    tested = dataclasses.replace(
+        tested, first_token=first_token, migrate=migrate, telemetry=draw(TELEMETRY), classes=classes
+    )
     if discipline == "vllm" or (discipline is None and draw(st.booleans())):
         tested = draw(with_vllm(tested))
     if draw(st.booleans()):
@@ -173,6 +175,7 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
         first_token=draw(st.sampled_from(FIRST_TOKEN)),
         telemetry=draw(TELEMETRY),
         classes=draw(CLASSES),
+        migrate=draw(st.booleans()),
     )
     if draw(st.booleans()):
         tested = draw(with_vllm(tested))

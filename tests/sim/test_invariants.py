@@ -49,9 +49,10 @@ def test_conservation(scenario: Scenario, key: int) -> None:
     sent = ~np.isnan(r.transfer_end_s)
     is_late = scenario.cluster.first_token == "token_machine"
     needs_sending = (r.prompt_machine != r.token_machine) & ((r.output_tokens > 1) | is_late)
-    if done.all():
-        assert engine.recomputations == (needs_sending & ~sent).sum()
-    assert (needs_sending[sent]).all()
+    if not engine.migrations:
+        if done.all():
+            assert engine.recomputations == (needs_sending & ~sent).sum()
+        assert (needs_sending[sent]).all()
     assert ((r.transfer_end_s[sent] > r.first_token_s[sent]) != is_late).all()
     several = r.output_tokens > 1
     assert (r.tbt_max_s[several] >= r.tbt_mean_s[several] - 1e-9).all()

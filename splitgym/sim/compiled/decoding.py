@@ -59,10 +59,11 @@ def residue(s: State, m: int, r: int) -> int:
 
 @lean_njit
 def remove_decode(s: State, m: int, r: int) -> None:
-    """Take one out before its end. Nobody was left out of the last iteration; gaps so far are settled for all."""
+    """Take one out before its end; gaps so far are settled for all."""
     machine = s.machines[m]
     members, count = s.ends[machine.first_end :], machine.decodes
-    s.residues[m, residue(s, m, r)] -= 1
+    if s.run[0].is_vllm:
+        s.residues[m, residue(s, m, r)] -= 1
     machine.context_tokens -= whole_tokens(s, r) - (s.requests[r].ends_at - machine.decode_clock)
     machine.fresh_first = -1
     machine.fresh = machine.decodes = 0
@@ -74,7 +75,10 @@ def remove_decode(s: State, m: int, r: int) -> None:
             request.last_token_s = machine.last_s
         if member != r:
             make_fresh(s, m, member)
-            push(members, machine.decodes, request.ends_at, member)
+            if machine.has_left_out:
+                insert(members, machine.decodes, request.ends_at, member)
+            else:
+                push(members, machine.decodes, request.ends_at, member)
             machine.decodes += 1
     machine.gaps = 0
 
@@ -252,13 +256,16 @@ def largest_gap_s(s: State, m: int, r: int) -> float:
 
 
 # --- stretches ------------------------------------------------------------------------------------------------------
-# A request decodes on one machine only, so that all of them are at most 4 x the requests + 16 x the machines.
+# Where a request decodes on one machine only, all of them are at most 4 x the requests + 16 x the machines. Where they
+# are moved between machines, stretches are packed when that is used up.
 
 
 @lean_njit
 def make_room_for_ends(s: State, m: int) -> None:
     """Move a machine's members to a stretch of twice the length."""
     run, machine = s.run[0], s.machines[m]
+    if run.ends_given + max(2 * machine.ends_room, 8) > len(s.ends):
+        pack_ends(s)
     first = run.ends_given
     move(s.ends, machine.first_end, first, machine.decodes)
     machine.first_end = first
@@ -270,11 +277,57 @@ def make_room_for_ends(s: State, m: int) -> None:
 def make_room_for_gaps(s: State, m: int) -> None:
     """Move a machine's gaps to a stretch of twice the length."""
     run, machine = s.run[0], s.machines[m]
+    if run.gaps_given + max(2 * machine.gaps_room, 8) > len(s.gaps):
+        pack_gaps(s)
     first = run.gaps_given
     move(s.gaps, machine.first_gap, first, machine.gaps)
     machine.first_gap = first
     machine.gaps_room = max(2 * machine.gaps_room, 8)
     run.gaps_given += machine.gaps_room
+
+
+@lean_njit
+def pack_ends(s: State) -> None:
+    """Bring all members to the front, one machine's after another's, without room for more."""
+    run = s.run[0]
+    run.ends_given = 0
+    before = -1
+    for _ in range(len(s.machines)):
+        m = -1
+        for other in range(len(s.machines)):
+            follows = s.machines[other].ends_room > 0 and s.machines[other].first_end > before
+            if follows and (m < 0 or s.machines[other].first_end < s.machines[m].first_end):
+                m = other
+        if m < 0:
+            return
+        machine = s.machines[m]
+        before = machine.first_end
+        move(s.ends, before, run.ends_given, machine.decodes)
+        machine.first_end = run.ends_given
+        machine.ends_room = machine.decodes
+        run.ends_given += machine.decodes
+
+
+@lean_njit
+def pack_gaps(s: State) -> None:
+    """As `pack_ends`."""
+    run = s.run[0]
+    run.gaps_given = 0
+    before = -1
+    for _ in range(len(s.machines)):
+        m = -1
+        for other in range(len(s.machines)):
+            follows = s.machines[other].gaps_room > 0 and s.machines[other].first_gap > before
+            if follows and (m < 0 or s.machines[other].first_gap < s.machines[m].first_gap):
+                m = other
+        if m < 0:
+            return
+        machine = s.machines[m]
+        before = machine.first_gap
+        move(s.gaps, before, run.gaps_given, machine.gaps)
+        machine.first_gap = run.gaps_given
+        machine.gaps_room = machine.gaps
+        run.gaps_given += machine.gaps
 
 
 @lean_njit

@@ -79,6 +79,11 @@ class CompiledEngine:
         """How often a cache's lease ended and its prompt was computed again."""
         return int(self._run["recomputations"])
 
+    @property
+    def migrations(self) -> int:
+        """How often a role change gave a request to another machine."""
+        return int(self._run["migrations"])
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copied or loaded: its arrays lie elsewhere now."""
         self.__dict__.update(state)

@@ -22,8 +22,23 @@ def is_answered_late(s: State, r: int) -> bool:
 
 @lean_njit
 def tokens_at_start(s: State, r: int) -> int:
-    """Prompt and tokens so far when its token phase begins."""
-    return s.requests[r].prompt_tokens + (0 if is_answered_late(s, r) else 1)  # type: ignore[no-any-return]
+    """Prompt and tokens so far when its token phase begins, or goes on elsewhere."""
+    request = s.requests[r]
+    if request.is_moved:
+        return request.prompt_tokens + request.generated  # type: ignore[no-any-return]
+    return request.prompt_tokens + (0 if is_answered_late(s, r) else 1)  # type: ignore[no-any-return]
+
+
+@lean_njit
+def reported_tokens(s: State, r: int) -> int:
+    """The tokens that books count for its cache when its token phase begins, or goes on elsewhere."""
+    return max(tokens_at_start(s, r), s.requests[r].prompt_tokens + 1)  # type: ignore[no-any-return]
+
+
+@lean_njit
+def tokens_to_send(s: State, r: int) -> int:
+    """What is in its cache then: the last token is not."""
+    return reported_tokens(s, r) - 1
 
 
 @lean_njit
@@ -54,7 +69,7 @@ def unbook_cache(s: State, r: int) -> None:
 @lean_njit
 def await_first_token(s: State, m: int, r: int) -> None:
     """A decode takes its place; where it has no token yet, its first is the next."""
-    if not is_answered_late(s, r):
+    if not np.isnan(s.requests[r].first_token_s):
         return
     machine = s.machines[m]
     before, after = -1, machine.starting_first

@@ -33,6 +33,7 @@ from splitgym.sim.compiled.first_tokens import (
 )
 from splitgym.sim.compiled.leases import start_lease
 from splitgym.sim.compiled.memory import admits, free, in_blocks, join, receive, send, wait_for_room
+from splitgym.sim.compiled.migration import is_leaving, move_decodes, redirect
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.totals import count_finish
@@ -49,6 +50,8 @@ def form_batch(s: State, m: int) -> bool:
     machine, run = s.machines[m], s.run[0]
     if machine.joining > 0:
         take_in(s, m)
+    if is_leaving(s, m):
+        move_decodes(s, m)
     forced = count_forced(s, m) if machine.has_left_out else 0
     size = tokens = forced
     machine.batch_first = machine.queue_first
@@ -97,7 +100,11 @@ def take_in(s: State, m: int) -> None:
 def take_place(s: State, m: int, r: int) -> None:
     """Its token phase begins."""
     s.books[m, b.TOKEN_WEIGHT] += weight_to_next_token(s, r)
-    join_decodes(s, m, r, whole_tokens(s, r) - tokens_at_start(s, r))
+    remaining_tokens = whole_tokens(s, r) - tokens_at_start(s, r)
+    if s.requests[r].is_moved:
+        add_decode(s, m, r, remaining_tokens)
+    else:
+        join_decodes(s, m, r, remaining_tokens)
     await_first_token(s, m, r)
 
 
@@ -289,6 +296,8 @@ def end_prompt(s: State, m: int, r: int) -> None:
     """The prompt phase is over; the cache stays, is sent, or is dropped where no token is to come."""
     machine, row, request, run = s.machines[m], s.books[m], s.requests[r], s.run[0]
     prompt_tokens = request.prompt_tokens
+    if run.migrates and request.token_machine != m and is_leaving(s, request.token_machine) and not run.is_layerwise:
+        redirect(s, r)
     answered_late = is_answered_late(s, r)
     if not answered_late:
         yield_first_token(s, m, r)

@@ -17,6 +17,8 @@ KINDS = (
     "preempted",
     # where a lease ends:
     "cache_dropped",
+    # where a role change gives a request to another machine:
+    "moved",
 )
 ARRIVED, ASSIGNED, FAILED, FIRST_TOKEN, TRANSFER_START, TRANSFER_END, FINISH = range(7)
 ROLE = 7  # of the first role
@@ -24,6 +26,7 @@ SWITCHING, READY = 10, 11
 ITERATION, TRANSFER, SWITCH = 12, 13, 14
 PREEMPTED = 15
 CACHE_DROPPED = 16
+MOVED = 17
 
 
 @lean_njit
@@ -35,7 +38,7 @@ def log(s: State, kind: int, machine: int, request: int) -> None:
 
 @lean_njit
 def log_stretch(s: State, kind: int, machine: int, request: int, start_s: float, prompts: int, decodes: int) -> None:
-    """Add what began at ``start_s`` and ends now, where a log is kept."""
+    """Add what began at ``start_s`` and ends now, where a log is kept; of a transfer ``prompts`` is where it goes."""
     run = s.run[0]
     if not run.records:
         return
@@ -57,8 +60,7 @@ def hand_over(s: State, recorder: Recorder) -> None:
         if kind == ITERATION:
             recorder.iteration(machine, start_s, time_s, prompts, decodes)
         elif kind == TRANSFER:
-            source, destination = s.requests[["prompt_machine", "token_machine"]][request].tolist()
-            recorder.transfer(request, source, destination, start_s, time_s)
+            recorder.transfer(request, machine, prompts, start_s, time_s)
         elif kind == SWITCH:
             recorder.switch(machine, start_s, time_s)
         else:

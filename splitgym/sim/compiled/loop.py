@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.books import (
@@ -21,10 +20,10 @@ from splitgym.sim.books import (
 )
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, LEASE_END, MACHINE_START, TRANSFER_END
 from splitgym.sim.compiled import log as lg
+from splitgym.sim.compiled.assignment import enter_queue
 from splitgym.sim.compiled.decoding import whole_tokens
 from splitgym.sim.compiled.events import (
     key_machine,
-    make_runnable,
     next_event,
     plan_iteration_end,
     pop,
@@ -205,26 +204,13 @@ def assign(s: State, prompt: int, token: int) -> None:
     request.token_machine = token
     lg.log(s, lg.ASSIGNED, prompt, r)
     whole = whole_tokens(s, r)
-    machine = s.machines[prompt]
-    if need_here(s, prompt, r) > machine.kv_capacity_tokens or whole > s.machines[token].kv_capacity_tokens:
+    room = s.machines[prompt].kv_capacity_tokens
+    if need_here(s, prompt, r) > room or whole > s.machines[token].kv_capacity_tokens:
         fail(s, r)
         return
-    prompt_tokens, predicted, weight = request.prompt_tokens, request.predicted, request.prompt_weight
-    work_s = iteration_s(s.laws[int(s.books[prompt, b.LAW])], prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
-    request.prompt_work_s = work_s
-    note_change(s, prompt)
+    prompt_tokens, predicted = request.prompt_tokens, request.predicted
+    enter_queue(s, r, prompt)
     note_change(s, token)
-    row = s.books[prompt]
-    if row[b.PENDING_PROMPTS] == 0:
-        row[b.PROMPT_SINCE_S] = run.now_s
-    row[b.PENDING_PROMPTS] += 1
-    row[b.PENDING_TOKENS] += prompt_tokens
-    row[b.PENDING_S] += work_s
-    row[b.PROMPT_WEIGHT] += weight
-    row[b.PROMPT_WEIGHTED_S] += weight * row[b.PENDING_S]
-    row[b.WAITING] += 1
-    if prompt != token:
-        row[b.BOOKED_KV] += prompt_tokens + 1
     row = s.books[token]
     row[b.COMING] += 1
     row[b.COMING_CONTEXT] += prompt_tokens + 1
@@ -232,15 +218,7 @@ def assign(s: State, prompt: int, token: int) -> None:
     row[b.BOOKED_KV] += prompt_tokens + predicted
     row[b.TOKEN_WEIGHTED] += request.token_weight * (request.output_tokens - 1)
     if is_answered_late(s, r):
-        row[b.TOKEN_WEIGHTED] += weight
-    request.next = -1
-    if machine.queue_last < 0:
-        machine.queue_first = r
-    else:
-        s.requests[machine.queue_last].next = r
-    machine.queue_last = r
-    machine.queued += 1
-    make_runnable(s, prompt)
+        row[b.TOKEN_WEIGHTED] += request.prompt_weight
 
 
 @lean_njit

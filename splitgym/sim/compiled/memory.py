@@ -9,7 +9,7 @@ from splitgym.sim.clock import TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import whole_tokens
 from splitgym.sim.compiled.events import forget_lease_end, make_runnable, plan
-from splitgym.sim.compiled.first_tokens import tokens_at_start, unbook_cache
+from splitgym.sim.compiled.first_tokens import reported_tokens, tokens_at_start, tokens_to_send, unbook_cache
 from splitgym.sim.compiled.network import begin_flow
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
@@ -70,9 +70,11 @@ def need_to_come(s: State, m: int, r: int) -> int:
 
 @lean_njit
 def held_until_sent(s: State, m: int, r: int) -> int:
-    """KV tokens its cache takes on its prompt machine until it is sent."""
-    tokens = s.requests[r].prompt_tokens
-    return in_blocks(s, m, tokens) if s.run[0].is_vllm else tokens + 1
+    """KV tokens its cache takes until it is sent on its prompt machine, or where it was a decode."""
+    request = s.requests[r]
+    if s.run[0].is_vllm:
+        return in_blocks(s, m, tokens_at_start(s, r) - 1 if request.is_moved else request.prompt_tokens)
+    return whole_tokens(s, r) if request.is_moved else request.prompt_tokens + 1
 
 
 @lean_njit
@@ -113,18 +115,17 @@ def wait_for_room(s: State, m: int, r: int) -> None:
 def send(s: State, r: int) -> None:
     """Put a cache on its way; what is seen of it after the prompt phase depends on the transfer mode."""
     run, request = s.run[0], s.requests[r]
-    size_bytes = float(run.kv_bytes_per_token * request.prompt_tokens)
-    bytes_per_s = min(
-        s.machines[request.prompt_machine].link_bytes_per_s, s.machines[request.token_machine].link_bytes_per_s
-    )
+    source, tokens = request.cache_machine, tokens_to_send(s, r)
+    size_bytes = float(run.kv_bytes_per_token * tokens)
+    bytes_per_s = min(s.machines[source].link_bytes_per_s, s.machines[request.token_machine].link_bytes_per_s)
     visible_bytes = size_bytes
-    if run.is_layerwise:
+    if run.is_layerwise and not request.is_moved:
         iteration_duration_s = run.now_s - request.prompt_start_s
         hidden_bytes = bytes_per_s * iteration_duration_s * (run.layers - 1) / run.layers
         visible_bytes = max(size_bytes / run.layers, size_bytes - hidden_bytes)
     request.transfer_start_s = run.now_s
-    lg.log(s, lg.TRANSFER_START, request.prompt_machine, r)
-    overhead_s = overhead_of_s(run.overhead_s, run.overhead_per_block_s, run.block_tokens, request.prompt_tokens)
+    lg.log(s, lg.TRANSFER_START, source, r)
+    overhead_s = overhead_of_s(run.overhead_s, run.overhead_per_block_s, run.block_tokens, tokens)
     if run.is_shared:
         begin_flow(s, r, visible_bytes, overhead_s)
     else:
@@ -133,18 +134,21 @@ def send(s: State, r: int) -> None:
 
 @lean_njit
 def end_transfer(s: State, r: int) -> None:
-    """The cache is at its token machine, and gone from its prompt machine."""
+    """The cache is at its token machine, and gone from where it was."""
     request = s.requests[r]
-    source, destination = request.prompt_machine, request.token_machine
-    request.transfer_end_s = s.run[0].now_s
+    source, destination = request.cache_machine, request.token_machine
+    if not request.is_moved:
+        request.transfer_end_s = s.run[0].now_s
     lg.log(s, lg.TRANSFER_END, destination, r)
-    lg.log_stretch(s, lg.TRANSFER, source, r, request.transfer_start_s, 0, 0)
-    held = request.prompt_tokens + 1
+    lg.log_stretch(s, lg.TRANSFER, source, r, request.transfer_start_s, destination, 0)
+    held = reported_tokens(s, r)
     s.machines[source].outgoing -= 1
     note_change(s, source)
     note_change(s, destination)
     s.books[source, b.KV_HELD] -= held
-    if not s.run[0].token_machines_answer:
+    if request.is_moved:
+        s.books[source, b.BOOKED_KV] -= held
+    elif not s.run[0].token_machines_answer:
         unbook_cache(s, r)
     s.books[destination, b.KV_HELD] += held
     join(s, r, destination)

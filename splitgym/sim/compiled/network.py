@@ -43,7 +43,7 @@ def end_next(s: State) -> int:
 @lean_njit
 def enter_link(s: State, r: int) -> None:
     """Its bytes are sent from now on."""
-    source, destination = s.requests[r].prompt_machine, s.requests[r].token_machine
+    source, destination = s.requests[r].cache_machine, s.requests[r].token_machine
     k = s.machines[source].first_sent
     while k >= 0 and s.pairs[k].destination != destination:
         k = s.pairs[k].next_sent

@@ -8,6 +8,7 @@ from splitgym.sim.clock import ROLE_READY
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.events import plan
 from splitgym.sim.compiled.memory import lost_work_is_done, offer_room
+from splitgym.sim.compiled.migration import leave_phases
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, MIXED, PROMPT, READY, SWITCHING, TOKEN
@@ -32,6 +33,8 @@ def change_role(s: State, m: int, role: int) -> None:
     else:
         s.machines[run.last_draining].next_draining = m
     run.last_draining = m
+    if run.migrates:
+        leave_phases(s, m)
     settle(s)
 
 

@@ -47,7 +47,7 @@ REQUEST = np.dtype(
         # In work, in chunks (`vllm`):
         ("computed", "i4"),  # tokens in the cache
         ("chunk", "i4"),  # tokens to come there in this iteration
-        ("generated", "i4"),  # tokens it had when it last lost its cache as a decode
+        ("generated", "i4"),  # tokens it had when it last lost its cache as a decode, or was moved
         ("admitted", "i8"),  # when, among those of its machine
         ("was_preempted", "?"),  # has lost its cache as a decode
         ("next", "i4"),  # in a machine's queue, batch, inbox, joining list, fresh list or list of the done
@@ -62,6 +62,9 @@ REQUEST = np.dtype(
         ("passed_over", "i4"),
         ("served", "i4"),  # in an iteration that leaves some out: LEFT_OUT, SERVED or FORCED
         ("slo_class", "i4"),
+        # Where a role change may have moved it (`migration`):
+        ("cache_machine", "i4"),  # has the prompt while it waits or is processed, and then the cache
+        ("is_moved", "?"),  # as a decode
         ("is_fresh", "?"),  # its last token was not at the end of its machine's last common iteration
     ],
     align=True,
@@ -141,6 +144,8 @@ RUN = np.dtype(
         ("is_vllm", "?"),
         ("preemptions", "i8"),
         ("recomputations", "i8"),  # because a lease ended
+        ("migrates", "?"),
+        ("migrations", "i8"),  # how often a role change gave a request to another machine
         ("kv_lease_s", "f8"),  # NEVER_S: caches wait for room as long as it takes
         ("first_leased", "i8"),  # caches that wait for room, in order of their leases' ends; others among them
         ("last_leased", "i8"),
@@ -304,6 +309,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
     run["is_layerwise"] = cluster.transfer.mode == "layerwise"
     run["is_shared"] = cluster.transfer.is_shared
     run["token_machines_answer"] = cluster.first_token == "token_machine"
+    run["migrates"] = cluster.migrate
     lease_s = cluster.transfer.kv_lease_s
     run["kv_lease_s"] = NEVER_S if lease_s is None else lease_s
     run["first_leased"] = run["last_leased"] = -1

@@ -15,6 +15,7 @@ from splitgym.sim.compiled.first_tokens import (
 )
 from splitgym.sim.compiled.iterations import begin, end_recomputation, take_place
 from splitgym.sim.compiled.memory import admits, in_blocks, receive
+from splitgym.sim.compiled.migration import is_leaving, move_decodes
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.view import SWITCHING
@@ -29,6 +30,8 @@ def form_chunked_batch(s: State, m: int) -> bool:
     machine.batch_serves_all = is_short = True
     while is_short:
         if machine.joining > 0:
+            take_in_places(s, m)
+        while is_leaving(s, m) and move_decodes(s, m):
             take_in_places(s, m)
         is_short = False
         growth = growth_tokens(s, m)
@@ -56,9 +59,9 @@ def take_in_places(s: State, m: int) -> None:
         r = machine.joining_first
         machine.joining_first = s.requests[r].next
         machine.joining -= 1
+        tokens = tokens_at_start(s, r)  # the last of them comes into the cache as it grows
         take_place(s, m, r)
         number(s, m, r)
-        tokens = tokens_at_start(s, r)  # the last of them comes into the cache as it grows
         machine.kv_used_tokens -= in_blocks(s, m, tokens) - in_blocks(s, m, tokens - 1)
         running += 1
     if machine.joining == 0:

@@ -1,0 +1,42 @@
+"""A prompt in the queue of a machine, and what its machine's row of the books has of it."""
+
+from __future__ import annotations
+
+from splitgym.sim import books as b
+from splitgym.sim.world import SimMachine, World
+
+
+def enter_queue(world: World, request: int, machine: SimMachine) -> None:
+    """Its prompt is to be processed here, after those that wait already."""
+    prompt_tokens, weight = world.prompt_tokens[request], world.ledger.prompt_weight[request]
+    work_s = world.prompt_work_s[request] = world.books.prompt_s(machine.index, prompt_tokens)
+    row = machine.row
+    if row[b.PENDING_PROMPTS] == 0:
+        row[b.PROMPT_SINCE_S] = world.clock.now
+    row[b.PENDING_PROMPTS] += 1
+    row[b.PENDING_TOKENS] += prompt_tokens
+    row[b.PENDING_S] += work_s
+    row[b.PROMPT_WEIGHT] += weight
+    row[b.PROMPT_WEIGHTED_S] += weight * row[b.PENDING_S]
+    row[b.WAITING] += 1
+    if world.outcome.token_machine[request] != machine.index:
+        row[b.BOOKED_KV] += prompt_tokens + 1
+    world.cache_machine[request] = machine.index
+    machine.queue.append(request)
+    world.make_runnable(machine)
+
+
+def leave_books(world: World, request: int, machine: SimMachine) -> None:
+    """It is not to be processed here after all; of several, the last of the queue first."""
+    prompt_tokens, weight = world.prompt_tokens[request], world.ledger.prompt_weight[request]
+    row = machine.row
+    row[b.PROMPT_WEIGHTED_S] -= weight * row[b.PENDING_S]
+    row[b.PROMPT_WEIGHT] -= weight
+    row[b.PENDING_S] -= world.prompt_work_s[request]
+    row[b.PENDING_TOKENS] -= prompt_tokens
+    row[b.PENDING_PROMPTS] -= 1
+    row[b.WAITING] -= 1
+    if world.outcome.token_machine[request] != machine.index:
+        row[b.BOOKED_KV] -= prompt_tokens + 1
+    if row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
+        row[[b.PENDING_S, b.PROMPT_WEIGHT, b.PROMPT_WEIGHTED_S]] = 0.0

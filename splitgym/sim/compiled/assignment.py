@@ -1,0 +1,55 @@
+"""A prompt in the queue of a machine, as in `splitgym.sim.assignment`, over records."""
+
+from __future__ import annotations
+
+from splitgym.hardware.latency import iteration_s
+from splitgym.jit import lean_njit
+from splitgym.sim import books as b
+from splitgym.sim.compiled.events import make_runnable
+from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.state import State
+
+
+@lean_njit
+def enter_queue(s: State, r: int, m: int) -> None:
+    """Its prompt is to be processed here, after those that wait already."""
+    machine, request, row = s.machines[m], s.requests[r], s.books[m]
+    prompt_tokens, weight = request.prompt_tokens, request.prompt_weight
+    work_s = iteration_s(s.laws[int(row[b.LAW])], prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
+    request.prompt_work_s = work_s
+    note_change(s, m)
+    if row[b.PENDING_PROMPTS] == 0:
+        row[b.PROMPT_SINCE_S] = s.run[0].now_s
+    row[b.PENDING_PROMPTS] += 1
+    row[b.PENDING_TOKENS] += prompt_tokens
+    row[b.PENDING_S] += work_s
+    row[b.PROMPT_WEIGHT] += weight
+    row[b.PROMPT_WEIGHTED_S] += weight * row[b.PENDING_S]
+    row[b.WAITING] += 1
+    if request.token_machine != m:
+        row[b.BOOKED_KV] += prompt_tokens + 1
+    request.cache_machine = m
+    request.next = -1
+    if machine.queue_last < 0:
+        machine.queue_first = r
+    else:
+        s.requests[machine.queue_last].next = r
+    machine.queue_last = r
+    machine.queued += 1
+    make_runnable(s, m)
+
+
+@lean_njit
+def leave_books(s: State, r: int, m: int) -> None:
+    """It is not to be processed here after all; of several, the last of the queue first."""
+    request, row = s.requests[r], s.books[m]
+    row[b.PROMPT_WEIGHTED_S] -= request.prompt_weight * row[b.PENDING_S]
+    row[b.PROMPT_WEIGHT] -= request.prompt_weight
+    row[b.PENDING_S] -= request.prompt_work_s
+    row[b.PENDING_TOKENS] -= request.prompt_tokens
+    row[b.PENDING_PROMPTS] -= 1
+    row[b.WAITING] -= 1
+    if request.token_machine != m:
+        row[b.BOOKED_KV] -= request.prompt_tokens + 1
+    if row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
+        row[b.PENDING_S] = row[b.PROMPT_WEIGHT] = row[b.PROMPT_WEIGHTED_S] = 0.0
