@@ -157,14 +157,19 @@ def offered(card: Card, machines: int, count: int) -> tuple[Requests, str]:
         once = replace(once, arrival_s=once.arrival_s * (TRACE_S / once.arrival_s[-1]))  # the drawn rate swings
         what = "the card's conversations at 70 requests/s, conv70 being absent"
     times = -(-count // len(once))
-    columns = {field.name: np.tile(getattr(once, field.name), times)[:count] for field in fields(once)}
+    columns: dict[str, Any] = {name: np.tile(column, times)[:count] for name, column in columns_of(once).items()}
     columns["arrival_s"] = (columns["arrival_s"] + TRACE_S * (np.arange(count) // len(once))) * (USUAL / machines)
     return Requests(**columns), what
 
 
 def first(count: int, requests: Requests) -> Requests:
     """The first ``count`` of them."""
-    return Requests(**{field.name: getattr(requests, field.name)[:count] for field in fields(requests)})
+    return Requests(**{name: column[:count] for name, column in columns_of(requests).items()})
+
+
+def columns_of(requests: Requests) -> dict[str, Any]:
+    """Each column (num_requests,) by its name; these requests have no prefixes in common."""
+    return {field.name: getattr(requests, field.name) for field in fields(requests) if field.name != "prefixes"}
 
 
 def identical(one: RequestRows, other: RequestRows) -> bool:

@@ -59,6 +59,7 @@ class BatchingCard(_Strict):
     max_num_batched_tokens: PositiveInt = VllmBatching.max_num_batched_tokens
     block_size: PositiveInt = VllmBatching.block_size
     watermark: Annotated[NonNegativeFloat, FiniteFloat] = VllmBatching.watermark
+    prefix_caching: bool = VllmBatching.prefix_caching
 
     @model_validator(mode="after")
     def _of_one_discipline(self) -> Self:

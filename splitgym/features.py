@@ -63,6 +63,7 @@ MACHINE_FEATURES = (
     Feature(
         "report_age_s", "s", 1.0, "reported", "since the reported numbers were read; 0 where they are always fresh"
     ),
+    Feature("prefix_hit_tokens", "tokens", 1024.0, "reported", "of this prompt's beginning, in the machine's memory"),
 )
 
 TIME_FEATURES = ("pending_prompt_s", "prompt_s", "predicted_ttft_s", "predicted_tbt_s", "transfer_s")

@@ -192,7 +192,7 @@ def step_one(  # type: ignore[no-untyped-def]
     first, end = changed_since(s, slot.seen)
     slot.seen = run.noted
     kind, scales, observations = slot.decision_kind, rules.scales, outlook.observations
-    if have_masks_changed:
+    if have_masks_changed or run.caches_prefixes:
         show_times(desk)
         observe(kind, desk.machines, desk.request, desk.cluster, scales, observations, env)
     else:

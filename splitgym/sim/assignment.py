@@ -6,10 +6,10 @@ from splitgym.sim import books as b
 from splitgym.sim.world import SimMachine, World
 
 
-def enter_queue(world: World, request: int, machine: SimMachine) -> None:
-    """Its prompt is to be processed here, after those that wait already."""
+def enter_queue(world: World, request: int, machine: SimMachine, hit_tokens: int) -> None:
+    """Its prompt is to be processed here, after those that wait already; so much of it may be in memory."""
     prompt_tokens, weight = world.prompt_tokens[request], world.ledger.prompt_weight[request]
-    work_s = world.prompt_work_s[request] = world.books.prompt_s(machine.index, prompt_tokens)
+    work_s = world.prompt_work_s[request] = world.books.prompt_s(machine.index, prompt_tokens, hit_tokens)
     row = machine.row
     if row[b.PENDING_PROMPTS] == 0:
         row[b.PROMPT_SINCE_S] = world.clock.now

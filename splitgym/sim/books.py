@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.features import NUM_CLUSTER_FEATURES, NUM_MACHINE_FEATURES, NUM_REQUEST_FEATURES, TIME_FEATURES
+from splitgym.features import (
+    MACHINE_COLUMN,
+    NUM_CLUSTER_FEATURES,
+    NUM_MACHINE_FEATURES,
+    NUM_REQUEST_FEATURES,
+    TIME_FEATURES,
+)
 from splitgym.hardware import HardwareProfile
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
@@ -57,7 +63,17 @@ NUM_COLUMNS = 20
 KV_CAPACITY, PROMPT_RATE, DECODE_ITERATION_S, LINK_BYTES_PER_S = range(4)
 
 # Places in the costs.
-KV_BYTES_PER_TOKEN, TRANSFER_OVERHEAD_S, OVERHEAD_PER_BLOCK_S, SWITCH_S, LEAST_CAPACITY, BLOCK_TOKENS = range(6)
+(
+    KV_BYTES_PER_TOKEN,
+    TRANSFER_OVERHEAD_S,
+    OVERHEAD_PER_BLOCK_S,
+    SWITCH_S,
+    LEAST_CAPACITY,
+    BLOCK_TOKENS,
+    CACHES_PREFIXES,
+) = range(7)
+
+_HIT = MACHINE_COLUMN["prefix_hit_tokens"]
 
 WINDOW_S = 10.0
 """Arrival rates are over the current window and the one before: 10 to 20 s."""
@@ -70,7 +86,7 @@ class BookArrays(NamedTuple):
     facts: FloatArray  # (num_machines, 4)
     laws: FloatArray  # (num_laws, LAW_SIZE)
     baseline_law: FloatArray  # (LAW_SIZE,)
-    costs: FloatArray  # (6,) the places above
+    costs: FloatArray  # (7,) the places above
     arrived: FloatArray  # (2, 3): this window, the one before x requests, prompt tokens, output tokens
     window: IntArray  # (1,) which window this is
     masked: IntArray  # (3,) which masks are there (`renew_masks`), -1 if unknown; what fits somewhere; how often filled
@@ -84,6 +100,7 @@ class BookArrays(NamedTuple):
     role_mask: BoolArray
     promises: FloatArray  # (num_classes, NUM_PROMISES) as in `Cluster`; no rows without classes
     reports: FloatArray  # (num_machines, NUM_REPORT_COLUMNS) where reported features are stale (`telemetry`), else none
+    hits: FloatArray  # (num_machines,) tokens of the prompt that is to be routed, in the machines' memory
 
 
 class Books:
@@ -122,6 +139,7 @@ class Books:
                     cluster.switch_s,
                     self.facts[:, KV_CAPACITY].min(),
                     cluster.kv_block_tokens,
+                    any(own.prefix_caching for own in cluster.vllm),
                 ]
             ),
             arrived=zeros((2, 3)),
@@ -137,6 +155,7 @@ class Books:
             role_mask=zeros((count, 3), np.bool_),
             promises=cluster.promises if cluster.classes else np.zeros((0, NUM_PROMISES)),
             reports=zeros((0, NUM_REPORT_COLUMNS)) if reports is None else reports,
+            hits=zeros(count),
         )
 
         self.arrays.masked[:2] = -1
@@ -150,9 +169,9 @@ class Books:
         row: FloatArray = self.laws[int(self.rows[machine, LAW])]
         return row
 
-    def prompt_s(self, machine: int, prompt_tokens: int) -> float:
-        """The prompt phase alone on ``machine``."""
-        return float(iteration_s(self.law(machine), prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0))
+    def prompt_s(self, machine: int, prompt_tokens: int, hit_tokens: int = 0) -> float:
+        """The prompt phase alone on ``machine``, which has so much of it in memory."""
+        return float(prompt_alone_s(self.law(machine), prompt_tokens, hit_tokens, 0, 0))
 
     def view(
         self, kind: int, time_s: float, prompt_tokens: int, predicted_output_tokens: float, slo_class: int = 0
@@ -329,8 +348,9 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
     kv_bytes = books.costs[KV_BYTES_PER_TOKEN] * prompt_tokens
     per_block_s, block_tokens = books.costs[OVERHEAD_PER_BLOCK_S], int(books.costs[BLOCK_TOKENS])
     overhead_s = overhead_of_s(books.costs[TRANSFER_OVERHEAD_S], per_block_s, block_tokens, prompt_tokens)
-    last_law = -1
+    last_law = last_hit = -1
     last_link = prompt_s = idle_tbt_s = transfer_s = 0.0
+    caches_prefixes = books.costs[CACHES_PREFIXES] > 0
     for m in range(len(books.rows)):
         row = books.rows[m]
         pending_s = 0.0
@@ -342,9 +362,10 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
         else:
             which, link = int(row[LAW]), books.facts[m, LINK_BYTES_PER_S]
             law = books.laws[which]
-            if which != last_law:  # machines alike stand side by side
-                last_law = which
-                prompt_s = iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
+            hit = int(books.hits[m]) if caches_prefixes else 0
+            if which != last_law or hit != last_hit:  # machines alike stand side by side
+                last_law, last_hit = which, hit
+                prompt_s = prompt_alone_s(law, prompt_tokens, hit, 0, 0)
                 idle_tbt_s = iteration_s(law, 0, 0, 0, 0, 1, prompt_tokens + 1)
             if link != last_link:
                 last_link = link
@@ -352,7 +373,7 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
             decodes, context, joined = int(row[DECODES]), int(row[CONTEXT]), int(row[DECODES] + row[COMING]) + 1
             ttft_s, tbt_s = prompt_s, idle_tbt_s
             if decodes > 0 or context > 0:
-                ttft_s = iteration_s(law, prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, decodes, context)
+                ttft_s = prompt_alone_s(law, prompt_tokens, hit, decodes, context)
             if joined > 1 or context > 0:
                 coming_context = int(row[COMING_CONTEXT]) + prompt_tokens + 1
                 tbt_s = iteration_s(law, 0, 0, 0, 0, joined, context + coming_context)
@@ -368,6 +389,13 @@ def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArra
 
 
 @lean_njit
+def prompt_alone_s(law: FloatArray, prompt_tokens: int, hit_tokens: int, decodes: int, context: int) -> float:
+    """An iteration with one prompt, of which some tokens need not be computed, beside these decodes."""
+    tokens = prompt_tokens - hit_tokens
+    return iteration_s(law, tokens, 1, tokens * (prompt_tokens + hit_tokens), hit_tokens, decodes, context)
+
+
+@lean_njit
 def overhead_of_s(overhead_s: float, overhead_per_block_s: float, block_tokens: int, prompt_tokens: int) -> float:
     """What sending a cache takes beside its bytes; see `splitgym.sim.cluster.Transfer`."""
     return overhead_s + overhead_per_block_s * ((prompt_tokens + block_tokens - 1) // block_tokens)
@@ -380,6 +408,7 @@ def show_times(books: BookArrays) -> None:
         out, times = books.machines[m], books.times
         out[12] = times[0, m]
         out[21], out[22], out[23], out[24] = times[1, m], times[2, m], times[3, m], times[4, m]
+        out[_HIT] = books.hits[m]
 
 
 @lean_njit

@@ -8,9 +8,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from splitgym.errors import SplitgymError
 from splitgym.hardware import HardwareProfile, LatencyLaw, ModelSpec
 from splitgym.view import ROLES
-from splitgym.workload import Requests
+from splitgym.workload import Prefixes, Requests
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -52,6 +53,7 @@ class VllmBatching:
     max_num_batched_tokens: int = 2048
     block_size: int = 16  # tokens
     watermark: float = 0.0  # share of the blocks that an admission leaves free, unless nothing runs
+    prefix_caching: bool = False  # whether blocks that nobody uses are kept for prompts that begin with them
 
     def __post_init__(self) -> None:
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -254,6 +256,9 @@ class Scenario:
         drain_s: how long after the horizon unfinished requests are followed before they are charged as they stand.
         tick_s: time between control ticks; ``None`` for none.
         seed: of the draws made during the run (random policies).
+
+    Raises:
+        SplitgymError: if a machine's blocks do not fit into those in which prefixes are known.
     """
 
     cluster: Cluster
@@ -263,3 +268,23 @@ class Scenario:
     drain_s: float = float("inf")
     tick_s: float | None = 5.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prefixes is None:
+            return
+        for own in self.cluster.vllm:
+            if self.prefixes.block_tokens % own.block_size:
+                raise SplitgymError(
+                    f"batching.block_size {own.block_size}: the workload's prefixes are known in blocks of "
+                    f"{self.prefixes.block_tokens} tokens; give a divisor of that, or prefix_caching: false"
+                )
+
+    @property
+    def caches_prefixes(self) -> bool:
+        """Whether any machine keeps blocks that nobody uses."""
+        return any(own.prefix_caching for own in self.cluster.vllm)
+
+    @property
+    def prefixes(self) -> Prefixes | None:
+        """Which prompts begin alike, where machines make use of it."""
+        return self.requests.prefixes if self.caches_prefixes else None

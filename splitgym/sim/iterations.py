@@ -206,7 +206,7 @@ def end_decode(world: World, machine: SimMachine, request: int, tbt_max_s: float
     row[b.KV_HELD] -= whole
     row[b.TOKEN_WEIGHT] -= world.ledger.token_weight[request]
     finish(world, request, machine, now_s)
-    free(world, machine, world.held_at_end(machine, request))
+    free(world, machine, request, world.held_at_end(machine, request))
 
 
 def end_computation(world: World, machine: SimMachine, request: int, now_s: float) -> None:
@@ -245,7 +245,7 @@ def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) ->
         if token is not machine:
             row[b.BOOKED_KV] -= prompt_tokens + 1
         finish(world, request, token, now_s)
-        free(world, machine, world.held_at_end(machine, request))
+        free(world, machine, request, world.held_at_end(machine, request))
         return
     token.row[b.DECODES] += 1
     token.row[b.CONTEXT] += prompt_tokens + 1

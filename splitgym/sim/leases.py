@@ -42,7 +42,7 @@ def end_lease(world: World, request: int) -> None:
     source.row[b.KV_HELD] -= held
     if not world.token_machines_answer:
         unbook_cache(world, request)
-    free(world, source, world.held_until_sent(source, request))
+    free(world, source, request, world.held_until_sent(source, request))
 
 
 def put_back(machine: SimMachine, request: int) -> None:

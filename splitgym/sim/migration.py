@@ -64,7 +64,7 @@ def hand_over_prompts(world: World, machine: SimMachine) -> None:
         token.row[b.TOKEN_WEIGHTED] += weight * (world.is_answered_late(request) - answered_late)
         if other is not machine:
             count(world, request, other)
-        enter_queue(world, request, other)
+        enter_queue(world, request, other, 0)
 
 
 def is_leaving(world: World, machine: SimMachine) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from splitgym.sim.cluster import VllmBatching
+from splitgym.sim.prefix import PrefixCache
 
 
 class Preempted(NamedTuple):
@@ -27,11 +28,16 @@ class Paging:
     chunks: dict[int, int] = field(default_factory=dict)  # tokens of them in this iteration
     admitted: dict[int, int] = field(default_factory=dict)  # when each that runs was admitted
     admissions: int = 0
+    cache: PrefixCache | None = None  # with prefix caching
 
     def in_blocks(self, tokens: int) -> int:
         """The blocks of ``tokens`` tokens, in tokens."""
         size = self.limits.block_size
         return -(-tokens // size) * size
+
+    def in_full_blocks(self, tokens: int) -> int:
+        """The full blocks among ``tokens`` tokens, in tokens."""
+        return tokens - tokens % self.limits.block_size
 
     def admit(self, request: int) -> None:
         """The last so far."""

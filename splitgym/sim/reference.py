@@ -86,6 +86,11 @@ class ReferenceEngine:
         return self._world.migrations
 
     @property
+    def prefix_hit_tokens(self) -> int:
+        """Prompt tokens that were in a machine's memory when they were to be computed (prefix caching)."""
+        return self._world.prefix_hit_tokens
+
+    @property
     def now_s(self) -> float:
         """The present."""
         return self._closed_s if self._closed_s is not None else float(self._world.clock.now)
@@ -223,6 +228,7 @@ class ReferenceEngine:
             if self._fits_somewhere(request):
                 self._pending = ARRIVAL_DECISION
                 self.pending_request = request
+                world.note_hits(request)
             else:
                 world.fail(request)
         self._arrivals_over = True
@@ -235,6 +241,7 @@ class ReferenceEngine:
             if self._follow_up or stuck:
                 return
             self._pending = TICK
+            self._world.note_hits(-1)
             tick += 1
 
     def _fits_somewhere(self, request: int) -> bool:
@@ -256,7 +263,7 @@ class ReferenceEngine:
         ):
             world.fail(request)
             return
-        enter_queue(world, request, prompt)
+        enter_queue(world, request, prompt, int(world.books.arrays.hits[prompt.index]))
         row = token.row
         row[b.COMING] += 1
         row[b.COMING_CONTEXT] += prompt_tokens + 1

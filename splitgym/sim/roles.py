@@ -39,6 +39,8 @@ def settle(world: World) -> None:
         elif machine.kv_used_tokens == 0 and not machine.busy and not machine.put_back:
             del world.draining[machine.index]
             machine.row[b.LIFECYCLE] = SWITCHING
+            if machine.paging is not None and machine.paging.cache is not None:
+                machine.paging.cache.give_up(0)
             start_s = world.clock.now
             world.log("switching", machine.index, -1)
             world.clock.call(

@@ -47,6 +47,7 @@ class RunResult:
     preemptions: int  # how often a running request lost its cache (discipline `vllm`)
     recomputations: int  # how often a cache's lease ended and its prompt was computed again
     migrations: int  # how often a role change gave a request to another machine
+    prefix_hit_tokens: int  # found in memory instead of computed (prefix caching), after preemptions, too
 
 
 def run(
@@ -87,6 +88,7 @@ def run(
         simulation.preemptions,
         simulation.recomputations,
         simulation.migrations,
+        simulation.prefix_hit_tokens,
     )
 
 

@@ -8,9 +8,9 @@ from splitgym.sim.first_tokens import unbook_cache
 from splitgym.sim.world import SimMachine, World
 
 
-def free(world: World, machine: SimMachine, tokens: int) -> None:
-    """Give memory back."""
-    machine.kv_used_tokens -= tokens
+def free(world: World, machine: SimMachine, request: int, tokens: int) -> None:
+    """A request gives memory back."""
+    world.let_go(machine, request, tokens)
     offer_room(world, machine)
 
 
@@ -21,6 +21,12 @@ def offer_room(world: World, machine: SimMachine) -> None:
     for index in sorted(blocked):
         world.make_runnable(blocked[index])
     world.make_runnable(machine)
+
+
+def give_up_surplus(machine: SimMachine) -> None:
+    """Prefix caching: memory has been taken; keep no more than is free."""
+    if machine.paging is not None and machine.paging.cache is not None:
+        machine.paging.cache.give_up(machine.free_tokens)
 
 
 def receive(world: World, machine: SimMachine) -> None:
@@ -36,6 +42,7 @@ def receive(world: World, machine: SimMachine) -> None:
             world.clock.cancel(lease_end)
         machine.row[b.WAITING] -= 1
         machine.kv_used_tokens += need
+        give_up_surplus(machine)
         send(world, request, world.clock.now)
 
 
@@ -89,4 +96,4 @@ def end_transfer(world: World, request: int, source: SimMachine, destination: Si
         unbook_cache(world, request)
     destination.row[b.KV_HELD] += held
     world.join(request, destination)
-    free(world, source, world.held_until_sent(source, request))
+    free(world, source, request, world.held_until_sent(source, request))

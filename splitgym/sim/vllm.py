@@ -8,7 +8,8 @@ from splitgym.sim import books as b
 from splitgym.sim.iterations import Batch, Discipline, begin, end_computation, take_place
 from splitgym.sim.migration import is_leaving, move_decodes
 from splitgym.sim.paging import Paging, Preempted
-from splitgym.sim.transfers import receive
+from splitgym.sim.prefix import own_name
+from splitgym.sim.transfers import give_up_surplus, receive
 from splitgym.sim.world import SimMachine, World
 from splitgym.view import SWITCHING
 
@@ -28,6 +29,9 @@ def form_batch(world: World, machine: SimMachine) -> Batch | None:
             preempt_last(world, machine)
             is_short = True
         machine.kv_used_tokens += growth
+        if paging.unfinished >= 0:
+            publish(world, machine, paging.unfinished)
+        give_up_surplus(machine)
         prompts = [paging.unfinished] if paging.unfinished >= 0 else []
         if not is_short:
             admit_prompts(world, machine, prompts)
@@ -71,11 +75,12 @@ def preempt_last(world: World, machine: SimMachine) -> None:
     if request == paging.unfinished:
         paging.unfinished = -1
         held = paging.computed.pop(request)
-        machine.kv_used_tokens -= paging.in_blocks(held)
+        machine.kv_used_tokens -= paging.in_blocks(held) - paging.in_full_blocks(held)
+        world.let_go(machine, request, paging.in_full_blocks(held))
     else:
         held = machine.decodes.tokens_of(request)
         machine.preempted[request] = Preempted(*machine.decodes.remove(request))
-        machine.kv_used_tokens -= paging.in_blocks(held - 1)
+        world.let_go(machine, request, paging.in_blocks(held - 1))
         row[b.TOKEN_WEIGHT] -= world.weight_to_next_token(request)
         if request in machine.starting:
             machine.starting.remove(request)
@@ -99,20 +104,38 @@ def admit_prompts(world: World, machine: SimMachine, prompts: list[int]) -> None
         is_back = request in machine.preempted
         tokens = world.tokens_to_compute(machine, request)
         kept_free = paging.watermark_tokens if decodes + len(prompts) else 0
-        if not (is_back or machine.admits) or paging.in_blocks(tokens) + kept_free > machine.free_tokens:
+        names, own = world.names_on(machine, request), own_name(request)
+        hit = shared = 0
+        if paging.cache is not None:
+            hit, shared = paging.cache.hit_tokens(names, own, tokens), paging.cache.shared_tokens(names)
+        if not (is_back or machine.admits) or paging.in_blocks(tokens) - shared + kept_free > machine.free_tokens:
             return
         queue.popleft()
         prompts.append(request)
         paging.admit(request)
-        paging.computed[request] = 0
-        chunk = paging.chunks[request] = min(tokens, budget)
-        machine.kv_used_tokens += paging.in_blocks(chunk)
+        paging.computed[request] = hit
+        chunk = paging.chunks[request] = min(tokens - hit, budget)
+        machine.kv_used_tokens += paging.in_blocks(hit + chunk) - shared
+        if paging.cache is not None:
+            paging.cache.use(names, own)
+            publish(world, machine, request)
+            give_up_surplus(machine)
+            world.prefix_hit_tokens += hit
+        machine.row[b.KV_HELD] += hit
         budget -= chunk
         machine.row[b.RUNNING] += 1
         machine.row[b.WAITING] -= 1
         if is_back:
             machine.put_back -= 1
             receive(world, machine)
+
+
+def publish(world: World, machine: SimMachine, request: int) -> None:
+    """Prefix caching: others may use what is computed of its prompt in this iteration, too."""
+    paging = paging_of(machine)
+    if paging.cache is not None:
+        tokens = paging.computed[request] + paging.chunks[request]
+        paging.cache.publish(world.names_on(machine, request), tokens)
 
 
 def start_iteration(world: World, machine: SimMachine, batch: Batch) -> float:

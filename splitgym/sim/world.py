@@ -18,6 +18,7 @@ from splitgym.sim.decoding import Decodes
 from splitgym.sim.ledger import Ledger
 from splitgym.sim.network import SharedNetwork
 from splitgym.sim.paging import Paging, Preempted
+from splitgym.sim.prefix import PrefixCache, own_name
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.rows import FAILED, IN_FLIGHT, RequestRows
 from splitgym.sim.telemetry import new_reports
@@ -140,8 +141,13 @@ class World:
         self.migrations = 0  # how often a role change gave a request to another machine
         self.leases: dict[int, simpy.Event] = {}  # their ends, of caches that wait for room
         self.recomputations = 0  # prompts computed again because a lease ended
+        self.prefix_hit_tokens = 0
+        prefixes = scenario.prefixes
+        self.prefix_names = [[] for _ in range(len(requests))] if prefixes is None else prefixes.of_each()
         for index, limits in enumerate(cluster.vllm):
-            self.machines[index].paging = Paging(limits, cluster.watermark_tokens[index])
+            paging = self.machines[index].paging = Paging(limits, cluster.watermark_tokens[index])
+            if limits.prefix_caching:
+                paging.cache = PrefixCache(limits.block_size, 0 if prefixes is None else prefixes.block_tokens)
 
     def log(self, kind: str, machine: int, request: int) -> None:
         """Add a line to the event log, where one is kept."""
@@ -223,6 +229,27 @@ class World:
         """KV tokens it takes where its last token is made; that one is in no cache."""
         paging = machine.paging
         return self.need_here(machine, request) if paging is None else paging.in_blocks(self.whole_tokens[request] - 1)
+
+    def names_on(self, machine: SimMachine, request: int) -> list[int]:
+        """The blocks that it shares there: where its prompt is computed. A cache that was sent is its own."""
+        return self.prefix_names[request] if self.outcome.prompt_machine[request] == machine.index else []
+
+    def let_go(self, machine: SimMachine, request: int, tokens: int) -> None:
+        """A request gives back the memory of ``tokens``; with prefix caching it is kept while nobody needs the room."""
+        machine.kv_used_tokens -= tokens
+        if machine.paging is not None and machine.paging.cache is not None:
+            names = self.names_on(machine, request)
+            machine.kv_used_tokens += machine.paging.cache.release(names, own_name(request), tokens)
+
+    def note_hits(self, request: int) -> None:
+        """How much of a prompt each machine has, for the view; -1: no request."""
+        for machine in self.machines:
+            if machine.paging is not None and machine.paging.cache is not None:
+                hit = 0
+                if request >= 0:
+                    names, tokens = self.prefix_names[request], self.prompt_tokens[request]
+                    hit = machine.paging.cache.hit_tokens(names, own_name(request), tokens)
+                self.books.arrays.hits[machine.index] = hit
 
     def rows(self, end_s: float) -> RequestRows:
         """One row for each request that has arrived."""

@@ -12,6 +12,7 @@ from splitgym.workload.config import (
 )
 from splitgym.workload.lengths import TabulatedLengths
 from splitgym.workload.prediction import OutputPredictor, predict_output
+from splitgym.workload.prefixes import Prefixes
 from splitgym.workload.quality import Prediction
 from splitgym.workload.requests import Requests
 from splitgym.workload.shipped import list_traces, shipped_workload
@@ -25,6 +26,7 @@ __all__ = [
     "OutputPredictor",
     "Phase",
     "Prediction",
+    "Prefixes",
     "Requests",
     "ShiftWorkload",
     "SyntheticWorkload",

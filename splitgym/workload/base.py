@@ -15,6 +15,7 @@ from splitgym.errors import SplitgymError
 from splitgym.randomness import Streams
 from splitgym.workload.arrivals import Offset
 from splitgym.workload.prediction import OutputPredictor
+from splitgym.workload.prefixes import Prefixes
 from splitgym.workload.quality import MeanPrediction, Prediction
 from splitgym.workload.requests import FloatArray, IntArray, Requests
 from splitgym.workload.streams import part
@@ -58,6 +59,12 @@ class Workload(BaseModel, ABC):
 
     def natural_duration_s(self, streams: Streams, rate_rps: float | None) -> float | None:
         """How long a draw is that nothing limits; None where it would have no end."""
+        return None
+
+    def prefixes(
+        self, streams: Streams, arrival_s: FloatArray, rate_rps: float | None, offset: Offset
+    ) -> Prefixes | None:
+        """Which prompts of the requests drawn for these arrivals begin alike; None where nothing says it."""
         return None
 
     def predict(self, streams: Streams, prompt_tokens: IntArray, output_tokens: IntArray) -> FloatArray:
@@ -107,7 +114,8 @@ class Workload(BaseModel, ABC):
                 raise ValueError("this workload has no end: give duration_s, num_requests or both")
         arrival_s, prompt, output = workload._within(streams, duration_s, num_requests, rate_rps, offset)
         predicted = workload.predict(streams, prompt, output) if len(prompt) else np.empty(0)
-        return Requests(arrival_s, prompt, output, predicted)
+        prefixes = workload.prefixes(streams, arrival_s, rate_rps, offset)
+        return Requests(arrival_s, prompt, output, predicted, prefixes=prefixes)
 
     def _within(
         self,

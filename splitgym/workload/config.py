@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from splitgym.randomness import Streams
 from splitgym.workload.arrivals import Offset
 from splitgym.workload.base import Drawn, Workload, anchored, rate_missing, reference_streams
-from splitgym.workload.requests import IntArray
+from splitgym.workload.prefixes import Prefixes
+from splitgym.workload.requests import FloatArray, IntArray
 from splitgym.workload.sources import Arrivals, Lengths, TraceFile
 from splitgym.workload.streams import part
 
@@ -74,6 +75,17 @@ class TraceWorkload(Workload, TraceFile):
         stretch = self.stretch(streams.split)
         arrival_s, row = stretch.replay(part(streams, "arrivals"), horizon_s, rate_rps or self.rate_rps, offset)
         return arrival_s, stretch.prompt_tokens[row], stretch.output_tokens[row]
+
+    def prefixes(
+        self, streams: Streams, arrival_s: FloatArray, rate_rps: float | None, offset: Offset
+    ) -> Prefixes | None:
+        """The trace's, where it has any."""
+        stretch = self.stretch(streams.split)
+        if stretch.prefixes is None or not len(arrival_s):
+            return None
+        until_s = float(np.nextafter(arrival_s[-1], np.inf))  # as in `until`
+        _, row = stretch.replay(part(streams, "arrivals"), until_s, rate_rps or self.rate_rps, offset)
+        return stretch.prefixes.take(row[: len(arrival_s)])
 
     def reference(self, count: int) -> tuple[IntArray, IntArray]:
         """Requests of the training stretch, evenly picked."""

@@ -11,6 +11,7 @@ import numpy as np
 from splitgym.errors import SplitgymError
 from splitgym.randomness import SPLITS, Streams
 from splitgym.workload.arrivals import Offset
+from splitgym.workload.prefixes import Prefixes
 from splitgym.workload.requests import FloatArray, IntArray, Requests
 from splitgym.workload.traces import read_trace
 
@@ -26,6 +27,7 @@ class Stretch:
     prompt_tokens: IntArray  # (num_requests,)
     output_tokens: IntArray  # (num_requests,)
     period_s: float
+    prefixes: Prefixes | None = None
 
     @property
     def rate_rps(self) -> float:
@@ -73,7 +75,13 @@ def stretch(path: Path, split: str | None) -> Stretch:
     if not here.any():
         share = f"{high - low:.0%} of its time"
         raise SplitgymError(f"{path}: no request in the {split} stretch ({share}); use split_trace: false")
-    return Stretch(time_s[here] - begin_s, requests.prompt_tokens[here], requests.output_tokens[here], end_s - begin_s)
+    return Stretch(
+        time_s[here] - begin_s,
+        requests.prompt_tokens[here],
+        requests.output_tokens[here],
+        end_s - begin_s,
+        requests.prefixes and requests.prefixes.take(np.flatnonzero(here)),
+    )
 
 
 def _stamp(path: Path) -> tuple[int, int]:

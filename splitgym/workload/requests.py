@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from splitgym.workload.prefixes import Prefixes
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -24,6 +26,7 @@ class Requests:
     output_tokens: IntArray  # (num_requests,) ≥ 1, the first token included
     predicted_output_tokens: FloatArray  # (num_requests,) what a router may know: E[output | prompt] of the workload
     slo_class: IntArray = field(default_factory=lambda: np.empty(0, np.int64))  # (num_requests,) all 0 unless given
+    prefixes: Prefixes | None = None  # which prompts begin alike, where that is known
 
     def __post_init__(self) -> None:
         if len(self.slo_class) == 0:
@@ -35,6 +38,11 @@ class Requests:
             raise ValueError("arrival_s must be non-decreasing and ≥ 0")
         if len(self) and min(self.prompt_tokens.min(), self.output_tokens.min()) < 1:
             raise ValueError("prompt_tokens and output_tokens must be ≥ 1")
+
+        if self.prefixes is not None:
+            counts = np.diff(self.prefixes.first)
+            if len(counts) != len(self) or np.any(counts * self.prefixes.block_tokens > self.prompt_tokens):
+                raise ValueError("prefixes must name full blocks of each prompt")
 
     def __len__(self) -> int:
         return len(self.arrival_s)

@@ -4,7 +4,7 @@
 |---|---|
 | Azure 2023 and 2024 CSV | header ``TIMESTAMP,ContextTokens,GeneratedTokens`` |
 | the published simulator's CSV | header with ``arrival_timestamp,prompt_size,token_size`` |
-| Mooncake JSONL | lines with ``timestamp`` (ms), ``input_length``, ``output_length`` |
+| Mooncake JSONL | lines with ``timestamp`` (ms), ``input_length``, ``output_length``, perhaps ``hash_ids`` |
 | plain CSV or Parquet | columns ``arrival_s,prompt_tokens,output_tokens`` |
 
 Further columns are ignored. Any of them may be compressed with gzip.
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from splitgym.errors import SplitgymError
 from splitgym.workload.prediction import predict_output
+from splitgym.workload.prefixes import mooncake_prefixes
 from splitgym.workload.requests import Requests
 from splitgym.workload.trace_columns import Column, arrivals, csv_header, json_columns, text_columns, tokens
 
@@ -59,7 +60,8 @@ def read_trace(path: Path | str) -> Requests:
     if len(arrival_s) == 0:
         raise SplitgymError(f"{path}: no requests below the header; add at least one line")
     predicted = predict_output(prompt_tokens, prompt_tokens, output_tokens)
-    return Requests(arrival_s, prompt_tokens, output_tokens, predicted)
+    prefixes = mooncake_prefixes(path, data, prompt_tokens) if names == MOONCAKE else None
+    return Requests(arrival_s, prompt_tokens, output_tokens, predicted, prefixes=prefixes)
 
 
 def write_trace(requests: Requests, path: Path | str) -> None:

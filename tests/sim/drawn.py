@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from splitgym.sim.cluster import (
     VllmBatching,
 )
 from splitgym.view import TICK, ClusterView, Decision
-from splitgym.workload import Requests
+from splitgym.workload import Prefixes, Requests
 from tests.sim.build import ROLE, cluster, law
 
 
@@ -100,7 +101,24 @@ def vllm_settings(draw: st.DrawFn) -> VllmBatching:
     """Of any kind: one sequence or many, chunks of a few tokens or whole prompts."""
     sequences = draw(st.sampled_from([1, 2, 8, 256]))
     tokens = max(sequences, draw(st.sampled_from([16, 100, 2048])))
-    return VllmBatching(sequences, tokens, draw(st.sampled_from([1, 7, 16])), draw(st.sampled_from([0.0, 0.0, 0.1])))
+    size, watermark = draw(st.sampled_from([1, 7, 16])), draw(st.sampled_from([0.0, 0.0, 0.1]))
+    return VllmBatching(sequences, tokens, size, watermark, draw(st.booleans()))
+
+
+def with_prefixes(arrivals: Requests, rng: np.random.Generator, block_tokens: int) -> Requests:
+    """The same requests, of some kinds: those of a kind begin alike, for longer or shorter."""
+    counts = arrivals.prompt_tokens // block_tokens
+    kinds, shared = rng.integers(0, 3, len(arrivals)), rng.integers(0, 1 + counts)
+    first = np.concatenate([[0], np.cumsum(counts)])
+    place = np.arange(first[-1]) - np.repeat(first[:-1], counts)
+    alike = place < np.repeat(shared, counts)
+    names = np.where(alike, np.repeat(kinds, counts) + 3 * place, 1_000_000 + np.arange(first[-1]))
+    return dataclasses.replace(arrivals, prefixes=Prefixes(block_tokens, first, names))
+
+
+def common_block_tokens(tested: Cluster) -> int:
+    """The least in which all machines count whole blocks."""
+    return math.lcm(*(own.block_size for own in tested.vllm))
 
 
 @st.composite
@@ -146,6 +164,7 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
     )
     if discipline == "vllm" or (discipline is None and draw(st.booleans())):
         tested = draw(with_vllm(tested))
+        arrivals = with_prefixes(arrivals, rng, common_block_tokens(tested))
     if draw(st.booleans()):
         tested = draw(with_powers(tested))
     return Scenario(tested, arrivals, tick_s=draw(st.sampled_from([None, 0.7])))
@@ -193,6 +212,8 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
     if not tested.classes:
         slo_class[:] = 0
     arrivals = Requests(arrival_s, prompt_tokens, output_tokens, predicted, slo_class)
+    if tested.vllm and draw(st.booleans()):
+        arrivals = with_prefixes(arrivals, rng, 2 * common_block_tokens(tested))
     horizon_s = draw(st.sampled_from([float("inf"), 0.5, 3.0, 12.0]))
     return Scenario(
         tested,

@@ -50,6 +50,7 @@ def assert_same_state(reference: ReferenceEngine, compiled: CompiledEngine) -> N
     assert compiled.preemptions == reference.preemptions
     assert compiled.recomputations == reference.recomputations
     assert compiled.migrations == reference.migrations
+    assert compiled.prefix_hit_tokens == reference.prefix_hit_tokens
     np.testing.assert_array_equal(compiled.books.rows, reference.books.rows)
     assert compiled.books.potential(compiled.now_s) == reference.books.potential(reference.now_s)
 

@@ -18,7 +18,7 @@ from splitgym.sim.run import run
 from splitgym.view import ClusterView
 from splitgym.workload import Requests
 from tests.sim.build import Fixed, Shortest, cluster, law, requests
-from tests.sim.drawn import Random, scenarios, vllm_settings
+from tests.sim.drawn import Random, scenarios, vllm_settings, with_prefixes
 from tests.sim.plain_vllm import PlainVllm
 
 engines = pytest.mark.parametrize("engine", ["reference", "compiled"])
@@ -129,6 +129,8 @@ def one_machine(draw: st.DrawFn) -> tuple[Scenario, VllmBatching, int]:
     prompt_tokens, output_tokens = rng.integers(1, 300, count), rng.integers(1, 80, count)
     arrivals = Requests(arrival_s, prompt_tokens, output_tokens, np.full(count, 40.0))
     capacity, batching = draw(st.sampled_from([400, 800, 3000, 100_000])), draw(vllm_settings())
+    if batching.prefix_caching:
+        arrivals = with_prefixes(arrivals, rng, batching.block_size * draw(st.sampled_from([1, 4])))
     latency = load_profile("llama3.1-8b", "rtxpro6000", 1).law
     tested = cluster("m", latency=latency, kv_capacity_tokens=capacity, batching=batching)
     return Scenario(tested, arrivals, tick_s=None), batching, capacity
@@ -145,6 +147,7 @@ def test_against_a_plain_scheduler(drawn: tuple[Scenario, VllmBatching, int]) ->
     np.testing.assert_array_equal(result.rows.first_token_s, first_s)
     np.testing.assert_array_equal(result.rows.finish_s, last_s)
     assert result.preemptions == plain.preemptions
+    assert result.prefix_hit_tokens == plain.hit_tokens
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
 from splitgym.sim import books as b
+from splitgym.sim.books import prompt_alone_s
 from splitgym.sim.compiled.events import make_runnable
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 
 
 @lean_njit
-def enter_queue(s: State, r: int, m: int) -> None:
-    """Its prompt is to be processed here, after those that wait already."""
+def enter_queue(s: State, r: int, m: int, hit_tokens: int) -> None:
+    """Its prompt is to be processed here, after those that wait already; so much of it may be in memory."""
     machine, request, row = s.machines[m], s.requests[r], s.books[m]
     prompt_tokens, weight = request.prompt_tokens, request.prompt_weight
-    work_s = iteration_s(s.laws[int(row[b.LAW])], prompt_tokens, 1, prompt_tokens * prompt_tokens, 0, 0, 0)
+    work_s = prompt_alone_s(s.laws[int(row[b.LAW])], prompt_tokens, hit_tokens, 0, 0)
     request.prompt_work_s = work_s
     note_change(s, m)
     if row[b.PENDING_PROMPTS] == 0:

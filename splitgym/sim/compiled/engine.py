@@ -84,6 +84,11 @@ class CompiledEngine:
         """How often a role change gave a request to another machine."""
         return int(self._run["migrations"])
 
+    @property
+    def prefix_hit_tokens(self) -> int:
+        """Prompt tokens that were in a machine's memory when they were to be computed (prefix caching)."""
+        return int(self._run["prefix_hit_tokens"])
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copied or loaded: its arrays lie elsewhere now."""
         self.__dict__.update(state)

@@ -275,7 +275,7 @@ def end_decode(s: State, m: int, r: int) -> None:
     row[b.KV_HELD] -= whole
     row[b.TOKEN_WEIGHT] -= s.requests[r].token_weight
     finish(s, r, m)
-    free(s, m, held_at_end(s, m, r))
+    free(s, m, r, held_at_end(s, m, r))
 
 
 @lean_njit
@@ -320,7 +320,7 @@ def end_prompt(s: State, m: int, r: int) -> None:
         if d != m:
             row[b.BOOKED_KV] -= prompt_tokens + 1
         finish(s, r, d)
-        free(s, m, held_at_end(s, m, r))
+        free(s, m, r, held_at_end(s, m, r))
         return
     token_row[b.DECODES] += 1
     token_row[b.CONTEXT] += prompt_tokens + 1

@@ -43,7 +43,7 @@ def end_lease(s: State) -> None:
     s.books[source, b.KV_HELD] -= held
     if not s.run[0].token_machines_answer:
         unbook_cache(s, r)
-    free(s, source, held_until_sent(s, source, r))
+    free(s, source, r, held_until_sent(s, source, r))
 
 
 @lean_njit

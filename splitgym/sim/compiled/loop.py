@@ -14,6 +14,7 @@ from splitgym.sim.books import (
     fill_roles,
     fill_times,
     fill_work,
+    prompt_alone_s,
     renew_masks,
     show_reports,
     show_times,
@@ -36,6 +37,7 @@ from splitgym.sim.compiled.machine import end_iteration, start_machine
 from splitgym.sim.compiled.memory import end_transfer
 from splitgym.sim.compiled.network import end_next
 from splitgym.sim.compiled.notes import changed_since, note_change, note_scrapes
+from splitgym.sim.compiled.prefix import count_hits
 from splitgym.sim.compiled.roles import change_role, end_switch, settle
 from splitgym.sim.compiled.slots import desk_at, state_at
 from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
@@ -69,6 +71,8 @@ def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
         arrive(s, desk)
     elif kind == CONTROL_TICK:
         tick(s)
+        if run.caches_prefixes:
+            desk.hits[:] = 0.0
     elif kind == TRANSFER_END:
         r = end_next(s)
         if r >= 0:
@@ -101,6 +105,8 @@ def arrive(s: State, desk: BookArrays) -> None:
     if whole_tokens(s, r) <= desk.masked[1]:
         run.pending = ARRIVAL_DECISION
         run.pending_request = r
+        if run.caches_prefixes:
+            count_hits(s, r, desk.hits)
     else:
         fail(s, r)
     run.next_arrival += 1
@@ -191,7 +197,7 @@ def predict(s: State, desk: BookArrays) -> None:
 
 
 @lean_njit
-def assign(s: State, prompt: int, token: int) -> None:
+def assign(s: State, desk: BookArrays, prompt: int, token: int) -> None:
     """Carry out the decision that is due, which is permitted."""
     run = s.run[0]
     r = run.pending_request
@@ -209,7 +215,7 @@ def assign(s: State, prompt: int, token: int) -> None:
         fail(s, r)
         return
     prompt_tokens, predicted = request.prompt_tokens, request.predicted
-    enter_queue(s, r, prompt)
+    enter_queue(s, r, prompt, int(desk.hits[prompt]) if run.caches_prefixes else 0)
     note_change(s, token)
     row = s.books[token]
     row[b.COMING] += 1
@@ -250,7 +256,7 @@ def carry_out(s: State, desk: BookArrays, prompt: int, token: int, new_roles: In
         renew_masks(s.requests[s.run[0].pending_request].prompt_tokens, desk)
         if not (0 <= prompt < count and desk.prompt_mask[prompt] and 0 <= token < count and desk.token_mask[token]):
             return False
-    assign(s, prompt, token)
+    assign(s, desk, prompt, token)
     return True
 
 

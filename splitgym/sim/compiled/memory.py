@@ -12,6 +12,7 @@ from splitgym.sim.compiled.events import forget_lease_end, make_runnable, plan
 from splitgym.sim.compiled.first_tokens import reported_tokens, tokens_at_start, tokens_to_send, unbook_cache
 from splitgym.sim.compiled.network import begin_flow
 from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.prefix import give_up_surplus, release
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, READY
 
@@ -35,10 +36,19 @@ def admits(s: State, m: int) -> bool:
 
 
 @lean_njit
-def free(s: State, m: int, tokens: int) -> None:
-    """Give memory back."""
-    s.machines[m].kv_used_tokens -= tokens
+def free(s: State, m: int, r: int, tokens: int) -> None:
+    """A request gives memory back."""
+    let_go(s, m, r, tokens)
     offer_room(s, m)
+
+
+@lean_njit
+def let_go(s: State, m: int, r: int, tokens: int) -> None:
+    """A request gives back the memory of ``tokens``; with prefix caching it is kept while nobody needs the room."""
+    machine = s.machines[m]
+    machine.kv_used_tokens -= tokens
+    if machine.caches_prefixes:
+        machine.kv_used_tokens += release(s, m, r, tokens)
 
 
 @lean_njit
@@ -94,6 +104,8 @@ def receive(s: State, m: int) -> None:
         note_change(s, m)
         s.books[m, b.WAITING] -= 1
         machine.kv_used_tokens += need
+        if machine.caches_prefixes:
+            give_up_surplus(s, m)
         send(s, r)
 
 
@@ -152,7 +164,7 @@ def end_transfer(s: State, r: int) -> None:
         unbook_cache(s, r)
     s.books[destination, b.KV_HELD] += held
     join(s, r, destination)
-    free(s, source, held_until_sent(s, source, r))
+    free(s, source, r, held_until_sent(s, source, r))
 
 
 @lean_njit

@@ -93,7 +93,7 @@ def hand_over_prompts(s: State, m: int) -> None:
         s.books[d, b.TOKEN_WEIGHTED] += request.prompt_weight * ((1 if late else 0) - (1 if was_late else 0))
         if other != m:
             count_move(s, r, other)
-        enter_queue(s, r, other)
+        enter_queue(s, r, other, 0)
         r = following
 
 

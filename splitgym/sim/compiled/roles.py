@@ -10,6 +10,7 @@ from splitgym.sim.compiled.events import plan
 from splitgym.sim.compiled.memory import lost_work_is_done, offer_room
 from splitgym.sim.compiled.migration import leave_phases
 from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.prefix import give_up
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, MIXED, PROMPT, READY, SWITCHING, TOKEN
 
@@ -61,6 +62,8 @@ def settle(s: State) -> None:
                 become_ready(s, m)
             else:
                 s.books[m, b.LIFECYCLE] = SWITCHING
+                if machine.caches_prefixes:
+                    give_up(s, m, 0)
                 note_new_role(s, m)
                 machine.switch_start_s = run.now_s
                 lg.log(s, lg.SWITCHING, m, -1)

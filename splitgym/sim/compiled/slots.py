@@ -9,7 +9,7 @@ from numba import carray, types  # type: ignore[attr-defined]
 from splitgym.jit import njit
 from splitgym.sim.books import BookArrays
 from splitgym.sim.compiled.pointers import addresses, callable_at, pointer_at
-from splitgym.sim.compiled.state import FLOW, LINE, MACHINE, PAIR, REQUEST, RUN, TIMED, State
+from splitgym.sim.compiled.state import COPY, FLOW, LINE, MACHINE, PAIR, REQUEST, RUN, TIMED, State
 
 IntArray = npt.NDArray[np.int64]
 
@@ -57,6 +57,10 @@ def state_at(a: IntArray) -> State:
         pairs=carray(pointer_at(a[17, 0]), (a[17, 1],), PAIR),
         flow_ends=carray(pointer_at(a[18, 0]), (a[18, 1],), TIMED),
         reports=carray(pointer_at(a[19, 0]), (a[19, 1], a[19, 2]), _FLOAT),
+        copies=carray(pointer_at(a[20, 0]), (a[20, 1],), COPY),
+        first_copies=carray(pointer_at(a[21, 0]), (a[21, 1],), _INT),
+        prefix_first=carray(pointer_at(a[22, 0]), (a[22, 1],), _INT),
+        prefix_names=carray(pointer_at(a[23, 0]), (a[23, 1],), _INT),
     )
 
 
@@ -83,4 +87,5 @@ def desk_at(a: IntArray) -> BookArrays:
         role_mask=carray(pointer_at(d[15, 0]), (d[15, 1], d[15, 2]), _BOOL),
         promises=carray(pointer_at(d[16, 0]), (d[16, 1], d[16, 2]), _FLOAT),
         reports=carray(pointer_at(d[17, 0]), (d[17, 1], d[17, 2]), _FLOAT),
+        hits=carray(pointer_at(d[18, 0]), (d[18, 1],), _FLOAT),
     )

@@ -109,6 +109,10 @@ MACHINE = np.dtype(
         ("max_num_batched_tokens", "i8"),
         ("block_size", "i8"),
         ("watermark_tokens", "i8"),
+        ("caches_prefixes", "?"),
+        ("kept_tokens", "i8"),  # that nobody uses
+        ("kept_first", "i4"),
+        ("kept_last", "i4"),
         ("unfinished", "i4"),  # the prompt of which chunks are still to come
         ("put_back", "i4"),  # preempted decodes that wait in the queue
         ("admissions", "i8"),
@@ -150,6 +154,11 @@ RUN = np.dtype(
         ("first_leased", "i8"),  # caches that wait for room, in order of their leases' ends; others among them
         ("last_leased", "i8"),
         ("next_lease_end_s", "f8"),
+        ("caches_prefixes", "?"),  # some machine does
+        ("prefix_tokens", "i8"),  # in each named block of prompts
+        ("prefix_hit_tokens", "i8"),
+        ("copies_given", "i8"),  # of `State.copies`, to those there are or were
+        ("free_copies", "i8"),  # 1 + the first that was given and is free again
         ("is_layerwise", "?"),
         ("is_shared", "?"),  # the network
         ("token_machines_answer", "?"),  # they make the first token of a request whose cache is sent
@@ -237,6 +246,20 @@ PAIR = np.dtype(
 TIMED = np.dtype([("time_s", "f8"), ("key", "i8")], align=True)
 """An entry of a heap: what comes first has the least time, then the least key."""
 
+COPY = np.dtype(
+    [
+        ("name", "i4"),
+        ("machine", "i4"),
+        ("users", "i4"),
+        ("tokens", "i4"),  # that are there, in whole blocks
+        ("next", "i4"),  # of the name, or the next free record
+        ("before", "i4"),  # among those that its machine keeps
+        ("after", "i4"),
+    ],
+    align=True,
+)
+"""A named stretch of one machine's KV memory (`prefix`)."""
+
 LINE = np.dtype(
     [
         ("kind", "i8"),
@@ -278,10 +301,12 @@ class State(NamedTuple):
     log: Records  # LINE, nothing where the run is not recorded
     residues: IntArray  # (num_machines, blocks' tokens): decodes by when they need a block (`decoding.residue`), `vllm`
     pairs: Records  # PAIR, where the network is shared
-    flow_ends: (
-        Records  # TIMED, a tournament of the first ends of transfers to the machines, where the network is shared
-    )
+    flow_ends: Records  # TIMED, a tournament of the first ends of transfers to each machine, likewise
     reports: FloatArray  # as in `BookArrays`
+    copies: Records  # COPY, with prefix caching
+    first_copies: IntArray  # (num_names + num_requests,) 1 + the first copy of each name, 0 for none
+    prefix_first: IntArray  # (num_requests + 1,) as in `splitgym.workload.Prefixes`
+    prefix_names: IntArray  # (num_blocks,) names of the blocks of prompts, from 0
 
 
 def size_of(scenario: Scenario) -> int:
@@ -289,7 +314,8 @@ def size_of(scenario: Scenario) -> int:
     per_request = REQUEST.itemsize + 11 * TIMED.itemsize + FLOW.itemsize * scenario.cluster.transfer.is_shared
     per_machine = 2304 + 8 * _most_block_tokens(scenario)
     pairs = _most_pairs(scenario) * PAIR.itemsize
-    return per_request * len(scenario.requests) + per_machine * scenario.cluster.num_machines + pairs + 8192
+    prefixes = _prefix_bytes(scenario)
+    return per_request * len(scenario.requests) + per_machine * scenario.cluster.num_machines + pairs + prefixes + 8192
 
 
 def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = np.zeros) -> State:
@@ -306,6 +332,8 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         run["max_batch_size"] = cluster.batching.max_batch_size
         run["max_preemptions"] = cluster.batching.max_preemptions
     run["is_vllm"] = bool(cluster.vllm)
+    run["caches_prefixes"] = scenario.caches_prefixes
+    run["prefix_tokens"] = 0 if scenario.prefixes is None else scenario.prefixes.block_tokens
     run["is_layerwise"] = cluster.transfer.mode == "layerwise"
     run["is_shared"] = cluster.transfer.is_shared
     run["token_machines_answer"] = cluster.first_token == "token_machine"
@@ -354,6 +382,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         pairs=_pairs(scenario, zeros),
         flow_ends=_tournament(num_machines, zeros) if run["is_shared"][0] else zeros(0, TIMED),
         reports=books.arrays.reports,
+        **_prefix_arrays(scenario, zeros),
     )
 
 
@@ -389,6 +418,39 @@ def _most_block_tokens(scenario: Scenario) -> int:
 def _most_pairs(scenario: Scenario) -> int:
     most = min(len(scenario.requests), scenario.cluster.num_machines**2)
     return most if scenario.cluster.transfer.is_shared else 0
+
+
+def _most_copies(scenario: Scenario) -> int:
+    """Each holds a block at least, but for those of running requests, each on two machines at most."""
+    cluster, requests = scenario.cluster, scenario.requests
+    num_blocks = sum(
+        tokens // own.block_size for tokens, own in zip(cluster.kv_capacity_tokens, cluster.vllm, strict=True)
+    )
+    names = 0 if scenario.prefixes is None else len(scenario.prefixes.blocks)
+    return min(num_blocks + 2 * names, cluster.num_machines * (names + len(requests)))
+
+
+def _prefix_bytes(scenario: Scenario) -> int:
+    if not scenario.caches_prefixes:
+        return 0
+    names = 0 if scenario.prefixes is None else len(scenario.prefixes.blocks)
+    return _most_copies(scenario) * COPY.itemsize + 16 * (names + len(scenario.requests) + 1)
+
+
+def _prefix_arrays(scenario: Scenario, zeros: Zeros) -> dict[str, npt.NDArray[Any]]:
+    """For prefix caching, and empty without it."""
+    if not scenario.caches_prefixes:
+        nothing = zeros(0, np.int64)
+        return {"copies": zeros(0, COPY), "first_copies": nothing, "prefix_first": nothing, "prefix_names": nothing}
+    count, prefixes = len(scenario.requests), scenario.prefixes
+    blocks = np.empty(0, np.int64) if prefixes is None else prefixes.blocks
+    names, numbers = np.unique(blocks, return_inverse=True)
+    first, prefix_names = zeros(count + 1, np.int64), zeros(len(blocks), np.int64)
+    first[:] = 0 if prefixes is None else prefixes.first
+    prefix_names[:] = numbers
+    first_copies = zeros(len(names) + count, np.int64)
+    copies = zeros(_most_copies(scenario), COPY)
+    return {"copies": copies, "first_copies": first_copies, "prefix_first": first, "prefix_names": prefix_names}
 
 
 def _pairs(scenario: Scenario, zeros: Zeros) -> Records:
@@ -433,6 +495,7 @@ def _machines(scenario: Scenario, books: Books, zeros: Zeros) -> Records:
     if scenario.cluster.vllm:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
             machines[name] = [getattr(own, name) for own in scenario.cluster.vllm]
+        machines["caches_prefixes"] = [own.prefix_caching for own in scenario.cluster.vllm]
         machines["watermark_tokens"] = scenario.cluster.watermark_tokens
     machines["link_bytes_per_s"] = [profile.link_bytes_per_s for profile in profiles]
     machines["idle_w"] = [profile.power.idle_w for profile in profiles]
@@ -440,6 +503,7 @@ def _machines(scenario: Scenario, books: Books, zeros: Zeros) -> Records:
     machines["is_idle"] = True
     chains = ("queue_first", "queue_last", "inbox_first", "inbox_last", "joining_first", "joining_last", "batch_first")
     links = ("next_draining", "unfinished", "first_sent", "first_received")
-    for name in (*chains, "fresh_first", "starting_first", *links):
+    kept = "kept_first", "kept_last"
+    for name in (*chains, "fresh_first", "starting_first", *links, *kept):
         machines[name] = -1
     return machines

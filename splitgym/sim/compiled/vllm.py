@@ -14,9 +14,10 @@ from splitgym.sim.compiled.first_tokens import (
     weight_to_next_token,
 )
 from splitgym.sim.compiled.iterations import begin, end_recomputation, take_place
-from splitgym.sim.compiled.memory import admits, in_blocks, receive
+from splitgym.sim.compiled.memory import admits, in_blocks, let_go, receive
 from splitgym.sim.compiled.migration import is_leaving, move_decodes
 from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.prefix import give_up_surplus, hit_tokens, publish, shared_tokens, use_prefix
 from splitgym.sim.compiled.state import State
 from splitgym.view import SWITCHING
 
@@ -40,6 +41,10 @@ def form_chunked_batch(s: State, m: int) -> bool:
             is_short = True
             growth = growth_tokens(s, m)
         machine.kv_used_tokens += growth
+        if machine.caches_prefixes:
+            if machine.unfinished >= 0:
+                publish(s, m, machine.unfinished)
+            give_up_surplus(s, m)
         machine.batch_first = machine.unfinished
         machine.batch_prompts = 1 if machine.unfinished >= 0 else 0
         machine.batch_decodes = machine.decodes
@@ -104,14 +109,16 @@ def preempt_last(s: State, m: int) -> None:
     if last == machine.unfinished:
         machine.unfinished = -1
         held = request.computed
-        machine.kv_used_tokens -= in_blocks(s, m, held)
+        full = held - held % machine.block_size
+        machine.kv_used_tokens -= in_blocks(s, m, held) - full
+        let_go(s, m, last, full)
     else:
         remove_decode(s, m, last)
         remaining_tokens = request.ends_at - machine.decode_clock
         request.was_preempted = True
         request.generated = request.output_tokens - remaining_tokens
         held = whole_tokens(s, last) - remaining_tokens
-        machine.kv_used_tokens -= in_blocks(s, m, held - 1)
+        let_go(s, m, last, in_blocks(s, m, held - 1))
         row[b.TOKEN_WEIGHT] -= weight_to_next_token(s, last)
         if np.isnan(request.first_token_s):
             no_longer_starting(s, m, last)
@@ -149,7 +156,10 @@ def admit_prompts(s: State, m: int) -> None:
         room = machine.kv_capacity_tokens - machine.kv_used_tokens
         if running > 0:
             room -= machine.watermark_tokens
-        if in_blocks(s, m, tokens) > room or not (is_back or admits(s, m)):
+        hit = shared = 0
+        if machine.caches_prefixes:
+            hit, shared = hit_tokens(s, m, r, tokens), shared_tokens(s, m, r)
+        if in_blocks(s, m, tokens) - shared > room or not (is_back or admits(s, m)):
             return
         note_change(s, m)
         machine.queue_first = request.next
@@ -163,9 +173,15 @@ def admit_prompts(s: State, m: int) -> None:
         last = r
         machine.batch_prompts += 1
         number(s, m, r)
-        request.computed = 0
-        request.chunk = min(tokens, budget)
-        machine.kv_used_tokens += in_blocks(s, m, request.chunk)
+        request.computed = hit
+        request.chunk = min(tokens - hit, budget)
+        machine.kv_used_tokens += in_blocks(s, m, hit + request.chunk) - shared
+        if machine.caches_prefixes:
+            use_prefix(s, m, r)
+            publish(s, m, r)
+            give_up_surplus(s, m)
+            s.run[0].prefix_hit_tokens += hit
+            row[b.KV_HELD] += hit
         budget -= request.chunk
         row[b.RUNNING] += 1
         row[b.WAITING] -= 1

@@ -1,0 +1,223 @@
+"""Prefix caching, as in `splitgym.sim.prefix`, over records: COPY is a named stretch of memory on one machine.
+
+The copies of a name are chained; those that nobody uses are chained by machine, too, first what is given up first.
+"""
+
+from __future__ import annotations
+
+from splitgym.jit import lean_njit
+from splitgym.sim.books import FloatArray
+from splitgym.sim.compiled.state import State
+
+
+@lean_njit
+def own_name(s: State, r: int) -> int:
+    """Of what is only this request's: they come after the prompts' names."""
+    return len(s.first_copies) - s.run[0].num_requests + r  # type: ignore[no-any-return]
+
+
+@lean_njit
+def names_end(s: State, m: int, r: int) -> int:
+    """Where in `State.prefix_names` the blocks end that it shares there; they begin at `prefix_first`."""
+    is_there = s.requests[r].prompt_machine == m
+    return s.prefix_first[r + 1] if is_there else s.prefix_first[r]  # type: ignore[no-any-return]
+
+
+@lean_njit
+def find(s: State, m: int, name: int) -> int:
+    """The copy of a name on a machine, -1 if there is none."""
+    c = s.first_copies[name] - 1
+    while c >= 0 and s.copies[c].machine != m:
+        c = s.copies[c].next
+    return c  # type: ignore[no-any-return]
+
+
+@lean_njit
+def count_hits(s: State, r: int, hits: FloatArray) -> None:
+    """How much of a prompt each machine has: (num_machines,)."""
+    hits[:] = 0.0
+    size = s.run[0].prefix_tokens
+    for place in range(s.prefix_first[r + 1] - s.prefix_first[r]):
+        c = s.first_copies[s.prefix_names[s.prefix_first[r] + place]] - 1
+        while c >= 0:
+            copy = s.copies[c]
+            if hits[copy.machine] == place * size:
+                hits[copy.machine] += copy.tokens
+            c = copy.next
+    for m in range(len(hits)):
+        hits[m] = min(hits[m], most_hit(s, m, s.requests[r].prompt_tokens))
+
+
+@lean_njit
+def most_hit(s: State, m: int, tokens: int) -> int:
+    """The last of these tokens is always computed."""
+    size = s.machines[m].block_size
+    return (tokens - 1) // size * size  # type: ignore[no-any-return]
+
+
+@lean_njit
+def hit_tokens(s: State, m: int, r: int, tokens: int) -> int:
+    """How many of a prompt's ``tokens`` are there from its beginning on."""
+    hit, is_whole = 0, True
+    for i in range(s.prefix_first[r], names_end(s, m, r)):
+        c = find(s, m, s.prefix_names[i])
+        held = s.copies[c].tokens if c >= 0 else 0
+        hit += held
+        if held < s.run[0].prefix_tokens:
+            is_whole = False
+            break
+    if is_whole:
+        c = find(s, m, own_name(s, r))
+        hit += s.copies[c].tokens if c >= 0 else 0
+    return min(hit, most_hit(s, m, tokens))
+
+
+@lean_njit
+def shared_tokens(s: State, m: int, r: int) -> int:
+    """How many of its prompt's tokens others use already, so that they take no more memory."""
+    shared = 0
+    for i in range(s.prefix_first[r], names_end(s, m, r)):
+        c = find(s, m, s.prefix_names[i])
+        if c >= 0 and s.copies[c].users > 0:
+            shared += s.copies[c].tokens
+    return shared
+
+
+@lean_njit
+def use_prefix(s: State, m: int, r: int) -> None:
+    """A request is admitted."""
+    c = find(s, m, own_name(s, r))
+    if c >= 0:
+        take_out(s, m, c)
+        remove_copy(s, own_name(s, r), c)
+    for i in range(s.prefix_first[r], names_end(s, m, r)):
+        c = find(s, m, s.prefix_names[i])
+        if c < 0:
+            c = add_copy(s, m, s.prefix_names[i])
+        elif s.copies[c].users == 0:
+            take_out(s, m, c)
+        s.copies[c].users += 1
+
+
+@lean_njit
+def publish(s: State, m: int, r: int) -> None:
+    """Others may use the full blocks of its prompt that are computed, or will be in this iteration."""
+    request, size = s.requests[r], s.run[0].prefix_tokens
+    there = request.computed + request.chunk
+    there -= there % s.machines[m].block_size
+    for i in range(s.prefix_first[r], names_end(s, m, r)):
+        if there <= 0:
+            return
+        copy = s.copies[find(s, m, s.prefix_names[i])]
+        copy.tokens = max(copy.tokens, min(there, size))
+        there -= size
+
+
+@lean_njit
+def release(s: State, m: int, r: int, tokens: int) -> int:
+    """A request of that many tokens gives them back, the last first; returns how many others still use."""
+    first, end = s.prefix_first[r], names_end(s, m, r)
+    own_tokens = tokens - (end - first) * s.run[0].prefix_tokens
+    if own_tokens > 0:
+        c = add_copy(s, m, own_name(s, r))
+        s.copies[c].tokens = own_tokens
+        keep(s, m, c)
+    shared = 0
+    for i in range(end - 1, first - 1, -1):
+        c = find(s, m, s.prefix_names[i])
+        copy = s.copies[c]
+        copy.users -= 1
+        if copy.users > 0:
+            shared += copy.tokens
+        elif copy.tokens > 0:
+            keep(s, m, c)
+        else:
+            remove_copy(s, s.prefix_names[i], c)
+    return shared
+
+
+@lean_njit
+def give_up_surplus(s: State, m: int) -> None:
+    """Memory has been taken: keep no more than is free."""
+    give_up(s, m, s.machines[m].kv_capacity_tokens - s.machines[m].kv_used_tokens)
+
+
+@lean_njit
+def give_up(s: State, m: int, free_tokens: int) -> None:
+    """Keep no more than is free: least recently released first."""
+    machine = s.machines[m]
+    surplus = machine.kept_tokens - free_tokens
+    while surplus > 0:
+        c = machine.kept_first
+        copy = s.copies[c]
+        tokens = min(copy.tokens, surplus)
+        surplus -= tokens
+        if tokens == copy.tokens:
+            take_out(s, m, c)
+            remove_copy(s, copy.name, c)
+        else:
+            copy.tokens -= tokens
+            machine.kept_tokens -= tokens
+
+
+# --- copies ---------------------------------------------------------------------------------------------------------
+
+
+@lean_njit
+def keep(s: State, m: int, c: int) -> None:
+    """Nobody uses it any more: it is the last to be given up."""
+    machine, copy = s.machines[m], s.copies[c]
+    copy.before, copy.after = machine.kept_last, -1
+    if machine.kept_last < 0:
+        machine.kept_first = c
+    else:
+        s.copies[machine.kept_last].after = c
+    machine.kept_last = c
+    machine.kept_tokens += copy.tokens
+
+
+@lean_njit
+def take_out(s: State, m: int, c: int) -> None:
+    """It is not kept any more."""
+    machine, copy = s.machines[m], s.copies[c]
+    if copy.before < 0:
+        machine.kept_first = copy.after
+    else:
+        s.copies[copy.before].after = copy.after
+    if copy.after < 0:
+        machine.kept_last = copy.before
+    else:
+        s.copies[copy.after].before = copy.before
+    machine.kept_tokens -= copy.tokens
+
+
+@lean_njit
+def add_copy(s: State, m: int, name: int) -> int:
+    """An empty one."""
+    run = s.run[0]
+    c = run.free_copies - 1
+    if c >= 0:
+        run.free_copies = s.copies[c].next + 1
+    else:
+        c = run.copies_given
+        run.copies_given += 1
+    copy = s.copies[c]
+    copy.name, copy.machine, copy.users, copy.tokens = name, m, 0, 0
+    copy.next = s.first_copies[name] - 1
+    s.first_copies[name] = c + 1
+    return c  # type: ignore[no-any-return]
+
+
+@lean_njit
+def remove_copy(s: State, name: int, c: int) -> None:
+    """It is gone."""
+    run = s.run[0]
+    if s.first_copies[name] == c + 1:
+        s.first_copies[name] = s.copies[c].next + 1
+    else:
+        other = s.first_copies[name] - 1
+        while s.copies[other].next != c:
+            other = s.copies[other].next
+        s.copies[other].next = s.copies[c].next
+    s.copies[c].next = run.free_copies - 1
+    run.free_copies = c + 1
