@@ -108,6 +108,7 @@ def simulated(profile: HardwareProfile, folder: Path, measured: Run, t_cpu_s: fl
         arguments.max_num_seqs,
         arguments.max_num_batched_tokens,
         VllmBatching.block_size if cache is None else cache.block_size,
+        prefix_caching=cache is None or cache.enable_prefix_caching,  # prompts have nothing known in common
     )
     profile = dataclasses.replace(profile, law=dataclasses.replace(profile.law, host_s=t_cpu_s))
     cluster = Cluster((Machine(MIXED, profile),), profile.model, baseline=profile, batching=batching)

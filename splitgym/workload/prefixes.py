@@ -44,7 +44,7 @@ class Prefixes:
 
     def of_each(self) -> list[list[int]]:
         """Each request's names."""
-        return [names.tolist() for names in np.split(self.blocks, self.first[1:-1])]
+        return [names.tolist() for names in np.split(self.blocks, self.first[1:])[:-1]]
 
 
 MOONCAKE_BLOCK_TOKENS = 512

@@ -105,7 +105,7 @@ def test_flat_observations_conform(mini):
 
     env = FlatObservation(ClusterEnv(mini))
     observation, _ = env.reset(seed=0)
-    assert observation.shape == (4 * 26 + 4 + 6 + 11 + 3,)
+    assert observation.shape == (4 * 27 + 4 + 6 + 11 + 3,)
     assert observation in env.observation_space
     assert env.get_wrapper_attr("action_masks")().shape == (8,)
 

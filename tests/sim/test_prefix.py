@@ -141,7 +141,7 @@ def test_blocks_that_do_not_fit() -> None:
 
 @pytest.mark.skipif(not TRACE.is_file(), reason="Mooncake's trace is not at ../shared/data/mooncake")
 def test_mooncakes_conversations() -> None:
-    """An hour's first 3,000 requests on eight machines: a third of the tokens are there, and TTFT falls."""
+    """The first 3,000 requests on eight machines: 27 % of their tokens are there, and TTFT falls by a quarter."""
     trace = read_trace(TRACE)
     assert trace.prefixes is not None
     rows = np.arange(3000)
@@ -157,6 +157,5 @@ def test_mooncakes_conversations() -> None:
         tested = dataclasses.replace(tested, machines=machines, baseline=profile)
         found[caching] = run(Scenario(tested, arrivals, tick_s=None), make_policy("least-ttft"))
     hit_rate = found[True].prefix_hit_tokens / arrivals.prompt_tokens.sum()
-    print(hit_rate, [np.nanmean(ttft_s(found[c])) for c in (False, True)], [found[c].preemptions for c in found])
-    assert 0.2 < hit_rate < 0.6
+    assert hit_rate == pytest.approx(0.27, abs=0.02)  # 37 % of all its blocks were there before, on any machine
     assert np.nanmean(ttft_s(found[True])) < 0.8 * np.nanmean(ttft_s(found[False]))
