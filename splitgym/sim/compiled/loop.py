@@ -14,7 +14,6 @@ from splitgym.sim.books import (
     fill_roles,
     fill_times,
     fill_work,
-    prompt_alone_s,
     renew_masks,
     show_reports,
     show_times,

@@ -6,7 +6,7 @@ receiver. Each receiver knows which of its pairs has a transfer that ends first;
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit
+from splitgym.jit import lean_njit, seldom_njit
 from splitgym.sim.clock import TRANSFER_END
 from splitgym.sim.compiled.events import event_key, key_request, plan, pop, set_time
 from splitgym.sim.compiled.state import NEVER_S, State
@@ -40,7 +40,7 @@ def end_next(s: State) -> int:
     return -1
 
 
-@lean_njit
+@seldom_njit
 def enter_link(s: State, r: int) -> None:
     """Its bytes are sent from now on."""
     source, destination = s.requests[r].cache_machine, s.requests[r].token_machine
@@ -63,7 +63,7 @@ def enter_link(s: State, r: int) -> None:
     share(s, source, destination, 1)
 
 
-@lean_njit
+@seldom_njit
 def end_flow(s: State, k: int) -> int:
     """The first transfer of a pair ends: returns whose it is."""
     pair = s.pairs[k]

@@ -5,7 +5,7 @@ The copies of a name are chained; those that nobody uses are chained by machine,
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit
+from splitgym.jit import lean_njit, seldom_njit
 from splitgym.sim.books import FloatArray
 from splitgym.sim.compiled.state import State
 
@@ -32,7 +32,7 @@ def find(s: State, m: int, name: int) -> int:
     return c  # type: ignore[no-any-return]
 
 
-@lean_njit
+@seldom_njit
 def count_hits(s: State, r: int, hits: FloatArray) -> None:
     """How much of a prompt each machine has: (num_machines,)."""
     hits[:] = 0.0
@@ -55,7 +55,7 @@ def most_hit(s: State, m: int, tokens: int) -> int:
     return (tokens - 1) // size * size  # type: ignore[no-any-return]
 
 
-@lean_njit
+@seldom_njit
 def hit_tokens(s: State, m: int, r: int, tokens: int) -> int:
     """How many of a prompt's ``tokens`` are there from its beginning on."""
     hit, is_whole = 0, True
@@ -83,7 +83,7 @@ def shared_tokens(s: State, m: int, r: int) -> int:
     return shared
 
 
-@lean_njit
+@seldom_njit
 def use_prefix(s: State, m: int, r: int) -> None:
     """A request is admitted."""
     c = find(s, m, own_name(s, r))
@@ -99,7 +99,7 @@ def use_prefix(s: State, m: int, r: int) -> None:
         s.copies[c].users += 1
 
 
-@lean_njit
+@seldom_njit
 def publish(s: State, m: int, r: int) -> None:
     """Others may use the full blocks of its prompt that are computed, or will be in this iteration."""
     request, size = s.requests[r], s.run[0].prefix_tokens
@@ -113,7 +113,7 @@ def publish(s: State, m: int, r: int) -> None:
         there -= size
 
 
-@lean_njit
+@seldom_njit
 def release(s: State, m: int, r: int, tokens: int) -> int:
     """A request of that many tokens gives them back, the last first; returns how many others still use."""
     first, end = s.prefix_first[r], names_end(s, m, r)
@@ -142,7 +142,7 @@ def give_up_surplus(s: State, m: int) -> None:
     give_up(s, m, s.machines[m].kv_capacity_tokens - s.machines[m].kv_used_tokens)
 
 
-@lean_njit
+@seldom_njit
 def give_up(s: State, m: int, free_tokens: int) -> None:
     """Keep no more than is free: least recently released first."""
     machine = s.machines[m]
