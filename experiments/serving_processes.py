@@ -31,12 +31,12 @@ def engines(machines: str, model: str, time_scale: float, first_port: int) -> It
         machines: see `splitgym.machines.parse_machines`.
         model: whose profiles time them.
         time_scale: emulated seconds in one of the clock.
-        first_port: the first engine's; the control interface has the port before it.
+        first_port: the first engine's; the control interface has the port three before it.
     """
     count = sum(int(group.partition("=")[2].partition(":")[0]) for group in machines.split(","))
     arguments = ["-m", "splitgym.cli", "emulate", "--machines", machines, "--model", model]
     arguments += ["--time-scale", str(time_scale), "--lease-s", "1e6"]
-    arguments += ["--first-port", str(first_port), "--control-port", str(first_port - 1)]
+    arguments += ["--first-port", str(first_port), "--control-port", str(first_port - 3)]
     with process(*arguments, port=first_port + count - 1):
         yield [f"http://127.0.0.1:{first_port + number}" for number in range(count)]
 

@@ -67,10 +67,10 @@ def in_processes(card: Card, cluster: Cluster, time_scale: float, port: int) -> 
         card: whose outputs are predicted.
         cluster: whose machines are emulated.
         time_scale: emulated seconds in one of the clock.
-        port: the router's; the engines have those after the next.
+        port: the router's; the engines have those after the next three.
     """
     groups = ",".join(f"{machine.role_name}=1:{machine.profile.hardware}" for machine in cluster.machines)
-    with engines(groups, cluster.model.name, time_scale, port + 2) as urls:
+    with engines(groups, cluster.model.name, time_scale, port + 4) as urls:
         yield InProcesses(_settings(card, cluster) | {"port": port, "time_scale": time_scale}, urls)
 
 
