@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from splitgym.errors import SplitgymError, did_you_mean
+from splitgym.fault_card import FOLLOWED_S, FaultsCard
 from splitgym.hardware import list_profiles
 from splitgym.machines import (
     Hardware,
@@ -34,6 +35,7 @@ from splitgym.randomness import Streams
 from splitgym.request_classes import ClassCard, SloCard, with_classes
 from splitgym.shipped import shipped_folder
 from splitgym.sim.cluster import Batching, Cluster, Scenario, Telemetry, Transfer, VllmBatching
+from splitgym.sim.faults import Faults
 from splitgym.workload import Requests, WorkloadConfig
 from splitgym.yaml_file import read_model
 
@@ -134,6 +136,8 @@ class ClusterCard(_Strict):
     frontend_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
     first_token: Literal["prompt_machine", "token_machine"] = "prompt_machine"
     migrate: bool = False
+    faults: FaultsCard = FaultsCard()
+    admission: bool = False
 
     @field_validator("model")
     @classmethod
@@ -155,7 +159,7 @@ class ClusterCard(_Strict):
                 cached_profile(self.model, hardware, self.tensor_parallel)
             except SplitgymError as error:
                 raise ValueError(str(error)) from None
-        self.build(self.machines)  # raises for what cannot be
+        self.faults.check_machines(self.build(self.machines).num_machines)  # raises for what cannot be
         return self
 
     def build(self, groups: tuple[MachineGroup, ...], model: str | None = None) -> Cluster:
@@ -177,6 +181,7 @@ class ClusterCard(_Strict):
             frontend_s=self.frontend_s,
             first_token=self.first_token,
             migrate=self.migrate,
+            admission=self.admission,
         )
 
 
@@ -306,7 +311,14 @@ class Card(_Strict):
             requests = self.workload.predict_again(streams, requests)
             if self.classes:
                 requests = with_classes(self.classes, requests, streams, self.workload.prediction, None)
-            return Scenario(cluster, _at_rate(requests, rate_rps), tick_s=episode.tick_s, seed=streams.key("decisions"))
+            given = _at_rate(requests, rate_rps)
+            return Scenario(
+                cluster,
+                given,
+                tick_s=episode.tick_s,
+                seed=streams.key("decisions"),
+                faults=self._faults(streams, cluster, float(given.arrival_s.max(initial=0.0)) + FOLLOWED_S),
+            )
         if horizon_s is not None and not episode.warmup_s < horizon_s < float("inf"):
             raise SplitgymError(f"horizon: {horizon_s:g} s; give more than the warm-up's {episode.warmup_s:g} s")
         end_s = horizon_s or episode.horizon_s
@@ -316,15 +328,23 @@ class Card(_Strict):
                 drawn = with_classes(self.classes, drawn, streams, self.workload.prediction, self.folder)
         except SplitgymError as error:
             raise SplitgymError(f"{self._shown}: {error}") from None
+        last_s = float(drawn.arrival_s[-1]) if end_s is None else end_s
         return Scenario(
             cluster=cluster,
             requests=drawn,
             warmup_s=episode.warmup_s,
-            horizon_s=float(drawn.arrival_s[-1]) if end_s is None else end_s,
+            horizon_s=last_s,
             drain_s=episode.drain_s,
             tick_s=episode.tick_s,
             seed=streams.key("decisions"),
+            faults=self._faults(streams, cluster, last_s),
         )
+
+    def _faults(self, streams: Streams, cluster: Cluster, until_s: float) -> Faults:
+        try:
+            return self.cluster.faults.plan(streams, cluster.num_machines, until_s)
+        except SplitgymError as error:
+            raise SplitgymError(f"{self._shown}: {error}") from None
 
     def _draw(self, streams: Streams, rate_rps: float | None, end_s: float | None) -> Requests:
         def draw(duration_s: float | None, num_requests: int | None = None) -> Requests:

@@ -22,16 +22,23 @@ LIFECYCLES = ("ready", "draining", "switching", "down")
 READY, DRAINING, SWITCHING, DOWN = range(4)
 
 
+ADMISSIONS = ("admit", "hold", "refuse")
+ADMIT, HOLD, REFUSE = range(3)
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What to do now. Role changes come first; a machine that a role change opens may be named in the same decision.
 
-    At an arrival both machines are named (they may be one); at a tick neither is.
+    At an arrival both machines are named (they may be one); at a tick neither is. Where the cluster permits it
+    (`splitgym.sim.cluster.Cluster.admission`), an arrival may be held back, to be asked about again at the next tick,
+    or refused; then no machine is named.
     """
 
     prompt_machine: int = -1
     token_machine: int = -1
     role_changes: tuple[tuple[int, int], ...] = ()  # (machine, role)
+    admission: int = ADMIT  # or HOLD, REFUSE
 
 
 @dataclass(frozen=True, slots=True)

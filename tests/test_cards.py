@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from splitgym.errors import SplitgymError
 from splitgym.metrics import scorecard
 from splitgym.policies import make_policy
 from splitgym.router.config import TelemetryConfig
+from splitgym.shipped import shipped_folder
+from splitgym.sim.faults import Outage, Straggler
 from splitgym.sim.run import run
 from splitgym.workload import Requests
 
@@ -399,3 +403,59 @@ def test_the_best_heuristic_beats_round_robin(name: str) -> None:
     best = min(candidates, key=lambda policy: np.mean([slowdown(card, policy, seed, "val") for seed in range(10)]))
     low, _ = interval(card, best, seeds=20)
     assert low > 0
+
+
+FAULTY = """
+  faults:
+    mtbf_s: 50
+    mttr_s: 5
+    listed: [{machine: 1, down_s: 3, up_s: 4}]
+    stragglers: {mtbf_s: 20, mttr_s: 2, law: fixed, factor: 3, listed: [{machine: 0, from_s: 1, to_s: 2, factor: 5}]}
+"""
+
+
+def faulty_card(tmp_path: Path, faults: str, deadline: str = "") -> Path:
+    path = tmp_path / "faulty.yaml"
+    text = (
+        (shipped_folder("envs") / "Toy.yaml")
+        .read_text()
+        .replace("workload:\n", f"{faults.strip(chr(10))}\nworkload:\n")
+    )
+    path.write_text(text.replace("  source: trace\n", f"  source: trace\n{deadline}"))
+    shutil.copy(shipped_folder("envs") / "Toy.csv", tmp_path)
+    return path
+
+
+def test_faults_and_deadlines_of_a_card(tmp_path: Path) -> None:
+    card = load_card(faulty_card(tmp_path, FAULTY, "  deadline_s: 2.5\n"))
+    scenario = card.scenario(4)
+    assert (scenario.requests.deadline_s == 2.5).all()
+    faults = scenario.faults
+    assert faults.outages[0] == Outage(1, 3.0, 4.0)
+    assert faults.stragglers[0] == Straggler(0, 1.0, 2.0, 5.0)
+    assert {straggler.factor for straggler in faults.stragglers[1:]} == {3.0}
+    assert all(outage.down_s < scenario.horizon_s for outage in faults.outages)
+    assert faults == card.scenario(4).faults
+    assert faults != card.scenario(5).faults
+    assert len(card.scenario(4, machines="mixed=3:h100-80gb").faults.changes) >= len(faults.changes)
+    assert not load_card("toy").scenario(4).is_disturbed
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ("  faults: {mtbf_s: 5}", "both mtbf_s and mttr_s"),
+        ("  faults: {listed: [{machine: 2, down_s: 3, up_s: 4}]}", "machine 2 does not exist; the machines are 0 to 1"),
+        ("  faults: {listed: [{machine: 1, down_s: 3, up_s: 3}]}", "down_s 3 is not before up_s 3"),
+        ("  faults: {stragglers: {listed: [{machine: 1, from_s: 3, to_s: 4, factor: 0}]}}", "factor"),
+    ],
+)
+def test_mistakes_in_faults_are_named(tmp_path: Path, faults: str, message: str) -> None:
+    with pytest.raises(SplitgymError, match=re.escape(message)):
+        load_card(faulty_card(tmp_path, faults))
+
+
+def test_fewer_machines_than_a_fault_names(tmp_path: Path) -> None:
+    card = load_card(faulty_card(tmp_path, "  faults: {listed: [{machine: 1, down_s: 3, up_s: 4}]}"))
+    with pytest.raises(SplitgymError, match=r"cluster\.faults: machine 1 does not exist"):
+        card.scenario(0, machines="mixed=1:h100-80gb")

@@ -29,7 +29,7 @@ LINE_STYLES = ("-", "--", "-.", ":")
 GREY, PALE = "#6b6b6b", "#d5d5d5"
 
 TOKEN_SHADES = LinearSegmentedColormap.from_list("token phase", ["#cfe6f5", "#56B4E9", "#0072B2", "#003a5c"])
-ACTIVITY_COLORS = {"prompt phase": VERMILLION, "both phases": ORANGE, "switching": "#444444"}
+ACTIVITY_COLORS = {"prompt phase": VERMILLION, "both phases": ORANGE, "switching": "#444444", "down": "#bbbbbb"}
 
 GANTT_WINDOW_S = 20.0
 SHADES_ACROSS = 200  # how finely a token phase's batch is shown
@@ -173,7 +173,7 @@ def _group_by_role(axes: Any, run: Watched, order: Sequence[int]) -> None:
 def _busy_shares(slices: Sequence[Slice], num_machines: int, start_s: float, end_s: float) -> FloatArray:
     busy_s = np.zeros(num_machines)
     for slice_ in slices:
-        if slice_.activity != "switching":
+        if slice_.activity not in ("switching", "down"):
             busy_s[slice_.machine] += min(slice_.end_s, end_s) - max(slice_.start_s, start_s)
     return busy_s / (end_s - start_s)
 

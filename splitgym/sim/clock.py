@@ -27,9 +27,17 @@ class Clock(simpy.Environment):
         self.trigger(event, time_s, kind, machine, request)
         return event
 
-    def call(self, action: Callable[[], None], time_s: float, kind: int, machine: int = 0, request: int = 0) -> None:
+    def call(
+        self, action: Callable[[], None], time_s: float, kind: int, machine: int = 0, request: int = 0
+    ) -> simpy.Event:
         """Have ``action`` done at ``time_s``."""
-        self.at(time_s, kind, machine, request).callbacks.append(lambda _: action())
+        event = self.at(time_s, kind, machine, request)
+        event.callbacks.append(lambda _: action())
+        return event
+
+    def holds_besides(self, event: simpy.Event | None) -> bool:
+        """Whether anything but ``event`` is to happen; that a process is over is nothing."""
+        return any(entry[3] is not event and not isinstance(entry[3], simpy.Process) for entry in self._queue)
 
     def cancel(self, event: simpy.Event) -> None:
         """Let ``event`` not happen."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from splitgym.errors import SplitgymError
 from splitgym.hardware import HardwareProfile, LatencyLaw, ModelSpec
+from splitgym.sim.faults import Faults
 from splitgym.view import ROLES
 from splitgym.workload import Prefixes, Requests
 
@@ -167,6 +168,7 @@ class Cluster:
     telemetry: Telemetry | None = None  # None: reported features are fresh
     classes: tuple[RequestClass, ...] = ()  # `Requests.slo_class` counts them; none: `slo` holds for all
     migrate: bool = False  # whether a machine that gives up a phase gives its work to others
+    admission: bool = False  # whether a policy may hold a request back or refuse it
 
     def __post_init__(self) -> None:
         if self.first_token not in FIRST_TOKEN:
@@ -256,9 +258,12 @@ class Scenario:
         drain_s: how long after the horizon unfinished requests are followed before they are charged as they stand.
         tick_s: time between control ticks; ``None`` for none.
         seed: of the draws made during the run (random policies).
+        faults: outages and slow stretches of machines.
 
     Raises:
-        SplitgymError: if a machine's blocks do not fit into those in which prefixes are known.
+        SplitgymError: if a machine's blocks do not fit into those in which prefixes are known, or for what does not go
+            together.
+        ValueError: if a fault names a machine that there is not.
     """
 
     cluster: Cluster
@@ -268,8 +273,17 @@ class Scenario:
     drain_s: float = float("inf")
     tick_s: float | None = 5.0
     seed: int = 0
+    faults: Faults = field(default_factory=Faults)
 
     def __post_init__(self) -> None:
+        count = self.cluster.num_machines
+        for machine in self.faults.machines:
+            if not 0 <= machine < count:
+                raise ValueError(f"faults: machine {machine} does not exist; there are {count}, 0 to {count - 1}")
+        if self.faults.outages or self.requests.have_deadlines:
+            for name, is_on in (("cluster.migrate", self.cluster.migrate), ("prefix_caching", self.caches_prefixes)):
+                if is_on:
+                    raise SplitgymError(f"{name}: does not go together with outages or deadline_s; leave one out")
         if self.prefixes is None:
             return
         for own in self.cluster.vllm:
@@ -278,6 +292,11 @@ class Scenario:
                     f"batching.block_size {own.block_size}: the workload's prefixes are known in blocks of "
                     f"{self.prefixes.block_tokens} tokens; give a divisor of that, or prefix_caching: false"
                 )
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether requests may be lost on their way: by outages, given up by their clients, or refused."""
+        return bool(self.faults) or self.requests.have_deadlines or self.cluster.admission
 
     @property
     def caches_prefixes(self) -> bool:

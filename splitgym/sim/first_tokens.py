@@ -12,14 +12,18 @@ from bisect import insort
 from collections.abc import Collection
 
 from splitgym.sim import books as b
-from splitgym.sim.world import SimMachine, World
+from splitgym.sim.world import LastToken, SimMachine, World
 
 
 def yield_first_token(world: World, machine: SimMachine, request: int, now_s: float) -> None:
-    """The client sees it."""
-    world.outcome.first_token_s[request] = now_s
-    world.log("first_token", machine.index, request)
-    world.ledger.on_first_token(request, now_s)
+    """The client sees it, or, of a request that began again, its next token."""
+    if request in world.resumed:
+        world.log("resumed", machine.index, request)
+        world.ledger.tokens_out += 1
+    else:
+        world.outcome.first_token_s[request] = now_s
+        world.log("first_token", machine.index, request)
+        world.ledger.on_first_token(request, now_s)
     if world.is_answered_late(request):  # only now a router knows that its cache is no longer on the prompt machine
         unbook_cache(world, request)
 
@@ -28,6 +32,15 @@ def unbook_cache(world: World, request: int) -> None:
     """Its prompt machine's books count its cache no longer."""
     source = world.machines[world.outcome.prompt_machine[request]]
     source.row[b.BOOKED_KV] -= world.prompt_tokens[request] + 1
+
+
+def close_gap(world: World, request: int, now_s: float) -> None:
+    """A request that began again has its next token from a prompt phase; the gap before it counts."""
+    before = world.resumed[request]
+    tbt_max_s = max(before.tbt_max_s, now_s - before.time_s)
+    world.resumed[request] = LastToken(now_s, tbt_max_s)
+    if world.output_tokens[request] == 1:
+        world.outcome.tbt_max_s[request] = tbt_max_s
 
 
 def await_first_token(world: World, machine: SimMachine, request: int) -> None:
@@ -47,6 +60,7 @@ def yield_first_tokens(world: World, machine: SimMachine, requests: list[int], n
     """The first tokens of ``requests``, which decode; the time before is no gap between tokens."""
     for request in requests:
         machine.starting.remove(request)
-        machine.decodes.begin(request, now_s)
+        if request not in world.resumed:
+            machine.decodes.begin(request, now_s)
         machine.row[b.TOKEN_WEIGHT] += world.ledger.token_weight[request] - world.ledger.prompt_weight[request]
         yield_first_token(world, machine, request, now_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,14 +13,21 @@ from splitgym.sim import books as b
 from splitgym.sim.clock import ITERATION_END, MACHINE_START
 from splitgym.sim.cluster import Batching
 from splitgym.sim.energy import iteration_energy_j
-from splitgym.sim.first_tokens import await_first_token, starting_among, yield_first_token, yield_first_tokens
+from splitgym.sim.first_tokens import (
+    await_first_token,
+    close_gap,
+    starting_among,
+    yield_first_token,
+    yield_first_tokens,
+)
 from splitgym.sim.leases import start_lease
 from splitgym.sim.migration import is_leaving, move_decodes, redirect
 from splitgym.sim.paging import Preempted
 from splitgym.sim.rows import COMPLETED
 from splitgym.sim.transfers import free, receive, send
+from splitgym.sim.withdrawal import take_leave
 from splitgym.sim.world import SimMachine, World
-from splitgym.view import SWITCHING
+from splitgym.view import DOWN, SWITCHING
 
 
 @dataclass(slots=True)
@@ -50,14 +56,18 @@ def run_machine(world: World, machine: SimMachine, discipline: Discipline) -> Ge
         while batch := discipline.form_batch(world, machine):
             start_s = clock.now
             end_s = start_s + discipline.start_iteration(world, machine, batch)
-            yield clock.at(end_s, ITERATION_END, machine.index)
+            machine.prompts = batch.prompts
+            machine.due = clock.at(end_s, ITERATION_END, machine.index)
+            yield machine.due
+            if not machine.busy:  # it has gone down
+                break
             end_iteration(world, machine, batch, start_s, discipline)
             yield clock.at(end_s, MACHINE_START, machine.index)
 
 
 def form_batch(world: World, machine: SimMachine) -> Batch | None:
     """Forced decodes, then prompts first come first served, then decodes in order of arrival."""
-    if machine.row[b.LIFECYCLE] == SWITCHING:
+    if machine.row[b.LIFECYCLE] in (SWITCHING, DOWN):
         return None
     take_in(world, machine)
     if is_leaving(world, machine):
@@ -137,7 +147,7 @@ def begin(
     count = len(batch.prompts)
     context = machine.decodes.context_tokens(batch.served)
     features = prompt_tokens, count, attention, prefill_context, batch.num_decodes, context
-    duration_s = iteration_s(machine.law, *features)
+    duration_s = iteration_s(machine.law, *features) * machine.pace
     machine.busy = True
     batch_tokens = prompt_tokens + batch.num_decodes if count else 0
     most_tokens, most_decodes, most_context = machine.largest
@@ -155,18 +165,21 @@ def begin(
 def end_iteration(world: World, machine: SimMachine, batch: Batch, start_s: float, discipline: Discipline) -> None:
     """Hand out the tokens: decodes first, then the first tokens of prompts, which join afterwards."""
     now_s = world.clock.now
+    count, num_decodes = len(batch.prompts), batch.num_decodes
+    if machine.leaving:
+        take_leave(world, machine, batch)
     machine.busy = False
     if batch.num_decodes or batch.served is not None:
         end_decodes(world, machine, batch, now_s)
     for request in batch.prompts:
         discipline.end_prompt(world, machine, request, now_s)
-    count = len(batch.prompts)
+    machine.prompts = []
     if count:
         machine.running_prompts = 0
         if machine.row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
             machine.row[[b.PENDING_S, b.PROMPT_WEIGHT, b.PROMPT_WEIGHTED_S]] = 0.0
     if world.recorder is not None:
-        world.recorder.iteration(machine.index, start_s, now_s, count, batch.num_decodes)
+        world.recorder.iteration(machine.index, start_s, now_s, count, num_decodes)
 
 
 def end_decodes(world: World, machine: SimMachine, batch: Batch, now_s: float) -> None:
@@ -198,7 +211,7 @@ def end_decodes(world: World, machine: SimMachine, batch: Batch, now_s: float) -
 def end_decode(world: World, machine: SimMachine, request: int, tbt_max_s: float, now_s: float) -> None:
     """It leaves and frees its memory."""
     row, whole = machine.row, world.whole_tokens[request]
-    if world.output_tokens[request] > 1:
+    if world.output_tokens[request] > 1 or request in world.resumed:
         world.outcome.tbt_max_s[request] = tbt_max_s
     row[b.DECODES] -= 1
     row[b.RUNNING] -= 1
@@ -227,6 +240,8 @@ def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) ->
         token = world.machines[world.outcome.token_machine[request]]
     is_answered_late = world.is_answered_late(request)
     if not is_answered_late:
+        if request in world.resumed:
+            close_gap(world, request, now_s)
         yield_first_token(world, machine, request, now_s)
     row = machine.row
     row[b.RUNNING] -= 1
@@ -272,12 +287,14 @@ def end_recomputation(world: World, machine: SimMachine, request: int, preempted
     row[b.TOKEN_WEIGHTED] -= world.weight_to_next_token(request)
     row[b.TOKEN_WEIGHT] += world.ledger.token_weight[request]
     tbt_max_s = preempted.tbt_max_s
-    if math.isnan(world.outcome.first_token_s[request]):
+    is_first = preempted.remaining_tokens == world.output_tokens[request]
+    if is_first:
         yield_first_token(world, machine, request, now_s)
     else:
         row[b.CONTEXT] += 1
         row[b.REMAINING] -= 1
         world.ledger.tokens_out += 1
+    if not is_first or request in world.resumed:
         tbt_max_s = max(tbt_max_s, now_s - preempted.last_token_s)
     remaining_tokens = preempted.remaining_tokens - 1
     if remaining_tokens > 0:
@@ -313,7 +330,7 @@ def take_place(world: World, machine: SimMachine, request: int) -> None:
     remaining = whole - world.tokens_at_start(request)
     moved = world.moved.pop(request, None)
     if moved is None:
-        machine.decodes.join(request, whole, remaining, world.outcome.first_token_s[request])
+        machine.decodes.join(request, whole, remaining, *world.last_token(request))
     else:
         machine.decodes.join(request, whole, *moved)
     await_first_token(world, machine, request)

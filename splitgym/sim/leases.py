@@ -34,7 +34,7 @@ def end_lease(world: World, request: int) -> None:
     world.log("cache_dropped", source.index, request)
     token.inbox.remove(request)
     remaining_tokens = world.whole_tokens[request] - world.tokens_at_start(request)
-    token.preempted[request] = Preempted(remaining_tokens, world.outcome.first_token_s[request], 0.0)
+    token.preempted[request] = Preempted(remaining_tokens, *world.last_token(request))
     put_back(token, request)
     world.make_runnable(token)
     held = world.prompt_tokens[request] + 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 import simpy
 
@@ -58,6 +58,16 @@ class SharedNetwork:
         heappush(pair.goals, (pair.sent_bytes + size_bytes, request))
         self._arrive[request] = arrive
         self._share(source, destination, 1)
+
+    def withdraw(self, request: int) -> None:
+        """Send no more of it."""
+        pair = next(pair for pair in self._pairs.values() if any(goal[1] == request for goal in pair.goals))
+        pair.goals = [goal for goal in pair.goals if goal[1] != request]
+        heapify(pair.goals)
+        if not pair.goals:
+            del self._pairs[pair.source, pair.destination]
+        del self._arrive[request]
+        self._share(pair.source, pair.destination, -1)  # which changes this pair's rate in any case
 
     def _end(self, pair: _Pair, _: simpy.Event) -> None:
         self._due = None

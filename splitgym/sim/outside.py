@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from splitgym.sim import books as b
-from splitgym.sim.cluster import Cluster
-from splitgym.view import LIFECYCLES, ROLES
+from splitgym.sim.cluster import Cluster, Scenario
+from splitgym.view import ADMISSIONS, HOLD, LIFECYCLES, REFUSE, ROLES
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -50,6 +50,19 @@ def explain_role(machine: int, role: int, rows: FloatArray) -> str:
     if not 0 <= role < len(ROLES):
         return f"role {role} does not exist: 0 is prompt, 1 is token, 2 is mixed"
     return f"machine {machine} may not become {ROLES[role]} now: {_state(rows[machine])} (see role_mask)"
+
+
+def explain_admission(admission: int, request: int, scenario: Scenario) -> str:
+    """Why a request may not be held back or refused; an empty text where it may. ``request`` is -1 at a tick."""
+    if admission not in (HOLD, REFUSE):
+        return f"admission {admission} does not exist: 0 is admit, 1 is hold, 2 is refuse"
+    if request < 0:
+        return f"there is no request to {ADMISSIONS[admission]} at a control tick"
+    if not scenario.cluster.admission:
+        return f"a request may not be {('', 'held back', 'refused')[admission]} here: set cluster.admission: true"
+    if admission == HOLD and scenario.tick_s is None:
+        return "a request that is held back is asked about again at the next control tick, and there are none"
+    return ""
 
 
 def describe_extrapolations(cluster: Cluster, largest: Sequence[tuple[int, int, int]]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class Slice(NamedTuple):
     machine: int
     start_s: float
     end_s: float
-    activity: str  # prompt phase, token phase, both phases, switching
+    activity: str  # prompt phase, token phase, both phases, switching, down
     iterations: int
     prompts: int
     max_decodes: int
@@ -74,6 +74,10 @@ class Recorder:
     def switch(self, machine: int, start_s: float, end_s: float) -> None:
         """A machine has restarted in another role."""
         self._slices.append(Slice(machine, start_s, end_s, "switching", 0, 0, 0))
+
+    def outage(self, machine: int, start_s: float, end_s: float) -> None:
+        """A machine was down."""
+        self._slices.append(Slice(machine, start_s, end_s, "down", 0, 0, 0))
 
     def slices(self) -> list[Slice]:
         """All slices, by machine and start."""

@@ -8,6 +8,7 @@ roles change in `roles`, and `world` holds the state they share. The engine stop
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from operator import index
 
 import simpy
@@ -15,20 +16,22 @@ import simpy
 from splitgym.sim import books as b
 from splitgym.sim.assignment import enter_queue
 from splitgym.sim.books import Books
-from splitgym.sim.clock import ARRIVAL, CONTROL_TICK
+from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, FAULT
 from splitgym.sim.cluster import Scenario
+from splitgym.sim.faults import NOBODY
 from splitgym.sim.iterations import SPLITWISE, run_machine
 from splitgym.sim.ledger import Meters
+from splitgym.sim.outages import change_machine, give_up, may_wait, place_waiting
 from splitgym.sim.outside import InvalidDecision as InvalidDecision
 from splitgym.sim.outside import MachineState as MachineState
-from splitgym.sim.outside import describe_extrapolations, explain_refusal, explain_role
+from splitgym.sim.outside import describe_extrapolations, explain_admission, explain_refusal, explain_role
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.roles import change_role, settle
-from splitgym.sim.rows import RequestRows
+from splitgym.sim.rows import IN_FLIGHT, RequestRows
 from splitgym.sim.vllm import VLLM
 from splitgym.sim.world import SimMachine, World
+from splitgym.view import ADMIT, REFUSE, ROLES, TICK, ClusterView, Decision
 from splitgym.view import ARRIVAL as ARRIVAL_DECISION
-from splitgym.view import ROLES, TICK, ClusterView, Decision
 
 NEVER_S = float("inf")
 
@@ -50,6 +53,8 @@ class ReferenceEngine:
         self._world = World(scenario, record=record)
         self._pending: int | None = None  # kind of the decision that is due
         self._follow_up = False  # after the horizon
+        self._tick: simpy.Event | None = None  # the latest
+        self._some_held = False  # back, since then
         self._arrivals_over = False
         self._closed_s: float | None = None
 
@@ -59,6 +64,9 @@ class ReferenceEngine:
             clock.process(self._ticks(scenario.tick_s))
         for machine in self._world.machines:
             clock.process(run_machine(self._world, machine, VLLM if scenario.cluster.vllm else SPLITWISE))
+        self._world.ask = self._ask
+        for number, change in enumerate(scenario.faults.changes):
+            clock.call(partial(change_machine, self._world, change), change.time_s, FAULT, change.machine, number)
 
     @property
     def books(self) -> Books:
@@ -91,6 +99,11 @@ class ReferenceEngine:
         return self._world.prefix_hit_tokens
 
     @property
+    def restarts(self) -> int:
+        """How often a request began again because a machine went down."""
+        return self._world.restarts
+
+    @property
     def now_s(self) -> float:
         """The present."""
         return self._closed_s if self._closed_s is not None else float(self._world.clock.now)
@@ -101,7 +114,7 @@ class ReferenceEngine:
         """Run to the next decision; ``None`` when the horizon is reached or everything is done."""
         world, horizon_s = self._world, self.scenario.horizon_s
         while self._pending is None:
-            done = self._arrivals_over and not world.ledger.unfinished
+            done = self._arrivals_over and world.all_done
             if done or world.clock.peek() > horizon_s or world.clock.peek() == NEVER_S:
                 if horizon_s != NEVER_S:
                     self._closed_s = horizon_s
@@ -133,7 +146,11 @@ class ReferenceEngine:
         if decision.role_changes:
             self.change_roles(decision.role_changes)
         world, request = self._world, self.pending_request
-        if request >= 0:
+        if decision.admission != ADMIT:
+            if refusal := explain_admission(decision.admission, request, self.scenario):
+                raise InvalidDecision(refusal)
+            self._withhold(request, decision.admission)
+        elif request >= 0:
             prompt_mask, token_mask, _ = world.books.masks(world.prompt_tokens[request])
             prompt, token = index(decision.prompt_machine), index(decision.token_machine)
             if refusal := explain_refusal(prompt, token, prompt_mask, token_mask, world.books.rows):
@@ -141,6 +158,16 @@ class ReferenceEngine:
             self._assign(request, world.machines[prompt], world.machines[token])
         self._pending = None
         self.pending_request = -1
+
+    def _withhold(self, request: int, admission: int) -> None:
+        """Refuse a request, or hold it back: but not where nothing else is under way or to come."""
+        world = self._world
+        if admission == REFUSE or not world.clock.holds_besides(self._tick):
+            world.fail(request)
+            return
+        world.log("held", -1, request)
+        world.unplaced.append(request)
+        self._some_held = True
 
     def change_roles(self, changes: tuple[tuple[int, int], ...]) -> None:
         """Change roles while a decision is due, without deciding it.
@@ -163,7 +190,7 @@ class ReferenceEngine:
         self._pending = None
         world, horizon_s = self._world, self.scenario.horizon_s
         last_s = horizon_s + self.scenario.drain_s
-        while world.ledger.unfinished and world.clock.peek() <= last_s and world.clock.peek() != NEVER_S:
+        while not world.all_done and world.clock.peek() <= last_s and world.clock.peek() != NEVER_S:
             self._step()
         ended_s = float(world.clock.now)
         if horizon_s != NEVER_S:
@@ -225,21 +252,36 @@ class ReferenceEngine:
             world.books.arrived(arrival_s, world.prompt_tokens[request], world.predicted[request])
             world.ledger.on_arrival(request, arrival_s)
             world.log("arrival", -1, request)
-            if self._fits_somewhere(request):
-                self._pending = ARRIVAL_DECISION
-                self.pending_request = request
-                world.note_hits(request)
-            else:
-                world.fail(request)
+            deadline_s = world.deadline_s[request]
+            if deadline_s != NEVER_S:
+                world.clock.call(partial(give_up, world, request), arrival_s + deadline_s, FAULT, NOBODY, request)
+            self._ask(request)
         self._arrivals_over = True
+
+    def _ask(self, request: int) -> None:
+        world = self._world
+        if world.outcome.status[request] != IN_FLIGHT:
+            return
+        if self._fits_somewhere(request) and not self._follow_up:
+            self._pending = ARRIVAL_DECISION
+            self.pending_request = request
+            world.note_hits(request)
+        elif self._follow_up or may_wait(world):
+            world.unplaced.append(request)
+        else:
+            world.fail(request)
 
     def _ticks(self, tick_s: float) -> Process:
         tick = 1
         while not self._follow_up:
-            yield self._world.clock.at(tick * tick_s, CONTROL_TICK)
-            stuck = self._world.clock.peek() == NEVER_S  # nothing but this process is left
+            self._tick = self._world.clock.at(tick * tick_s, CONTROL_TICK)
+            yield self._tick
+            stuck = self._world.clock.peek() == NEVER_S and not self._some_held  # nothing but this process is left
             if self._follow_up or stuck:
                 return
+            if self._some_held:
+                self._some_held = False
+                place_waiting(self._world)
             self._pending = TICK
             self._world.note_hits(-1)
             tick += 1

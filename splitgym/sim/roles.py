@@ -5,6 +5,7 @@ from __future__ import annotations
 from splitgym.sim import books as b
 from splitgym.sim.clock import ROLE_READY
 from splitgym.sim.migration import leave_phases
+from splitgym.sim.outages import place_waiting
 from splitgym.sim.transfers import offer_room
 from splitgym.sim.world import SimMachine, World
 from splitgym.view import DRAINING, MIXED, PROMPT, READY, ROLES, SWITCHING, TOKEN
@@ -15,6 +16,7 @@ def change_role(world: World, machine: SimMachine, role: int) -> None:
     old = int(machine.row[b.ROLE])
     machine.row[b.ROLE] = role
     world.log(f"role_{ROLES[role]}", machine.index, -1)
+    place_waiting(world)
     if role == MIXED:
         return
     machine.row[b.LIFECYCLE] = DRAINING
@@ -43,7 +45,7 @@ def settle(world: World) -> None:
                 machine.paging.cache.give_up(0)
             start_s = world.clock.now
             world.log("switching", machine.index, -1)
-            world.clock.call(
+            machine.ready = world.clock.call(
                 lambda machine=machine, start_s=start_s: end_switch(world, machine, start_s),  # type: ignore[misc]
                 start_s + switch_s,
                 ROLE_READY,
@@ -61,6 +63,8 @@ def end_switch(world: World, machine: SimMachine, start_s: float) -> None:
 def become_ready(world: World, machine: SimMachine) -> None:
     """It serves in its new role."""
     machine.row[b.LIFECYCLE] = READY
+    machine.ready = None
     machine.lost_phases = ()
     world.log("ready", machine.index, -1)
     offer_room(world, machine)
+    place_waiting(world)

@@ -48,6 +48,7 @@ class RunResult:
     recomputations: int  # how often a cache's lease ended and its prompt was computed again
     migrations: int  # how often a role change gave a request to another machine
     prefix_hit_tokens: int  # found in memory instead of computed (prefix caching), after preemptions, too
+    restarts: int  # how often a request began again because a machine went down
 
 
 def run(
@@ -89,6 +90,7 @@ def run(
         simulation.recomputations,
         simulation.migrations,
         simulation.prefix_hit_tokens,
+        simulation.restarts,
     )
 
 

@@ -65,16 +65,19 @@ def send(world: World, request: int, start_s: float) -> None:
     overhead_s = b.overhead_of_s(transfer.overhead_s, per_block_s, block_tokens, tokens)
 
     def arrive() -> None:
+        world.on_the_way.pop(request, None)
         end_transfer(world, request, source, destination, start_s)
 
     def begin() -> None:
+        world.on_the_way.pop(request, None)
         world.network.begin(request, source.index, destination.index, visible_bytes, arrive)
 
     key = TRANSFER_END, destination.index, request
     if not transfer.is_shared:
-        world.clock.call(arrive, start_s + (overhead_s + visible_bytes / bytes_per_s), *key)
+        due_s = start_s + (overhead_s + visible_bytes / bytes_per_s)
+        world.on_the_way[request] = world.clock.call(arrive, due_s, *key)
     elif overhead_s > 0:
-        world.clock.call(begin, start_s + overhead_s, *key)
+        world.on_the_way[request] = world.clock.call(begin, start_s + overhead_s, *key)
     else:
         begin()
 

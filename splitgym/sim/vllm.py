@@ -11,12 +11,12 @@ from splitgym.sim.paging import Paging, Preempted
 from splitgym.sim.prefix import own_name
 from splitgym.sim.transfers import give_up_surplus, receive
 from splitgym.sim.world import SimMachine, World
-from splitgym.view import SWITCHING
+from splitgym.view import DOWN, SWITCHING
 
 
 def form_batch(world: World, machine: SimMachine) -> Batch | None:
     """What runs grows, the last admitted making room where blocks are short; if they are not, prompts are admitted."""
-    if machine.row[b.LIFECYCLE] == SWITCHING:
+    if machine.row[b.LIFECYCLE] in (SWITCHING, DOWN):
         return None
     paging = paging_of(machine)
     is_short = True

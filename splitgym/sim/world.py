@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,7 @@ class SimMachine:
     link_bytes_per_s: float
     idle_w: float  # what it draws between iterations
     restarts: bool  # whether giving up a phase takes it out of service
+    pace: float = 1.0  # what its iterations take, times that
     queue: deque[int] = field(default_factory=deque)  # prompts waiting
     decodes: Decodes = field(default_factory=Decodes)
     joining: list[int] = field(default_factory=list)  # decodes that join at the next boundary
@@ -49,6 +52,11 @@ class SimMachine:
     lost_phases: tuple[int, ...] = ()  # what must be over before a role change
     running_prompts: int = 0
     busy: bool = False
+    prompts: list[int] = field(default_factory=list)  # in its iteration
+    leaving: list[int] = field(default_factory=list)  # withdrawn when its iteration ends
+    due: simpy.Event | None = None  # the end of its latest iteration
+    ready: simpy.Event | None = None  # the end of its restart, while it is switching
+    down_since_s: float = 0.0
     paging: Paging | None = None  # under discipline `vllm`
     preempted: dict[int, Preempted] = field(default_factory=dict)  # decodes without a cache, until it is recomputed
     put_back: int = 0  # those of them that wait in the queue
@@ -86,6 +94,13 @@ class SimMachine:
         return not prompts and not tokens
 
 
+class LastToken(NamedTuple):
+    """The last token that a client has."""
+
+    time_s: float
+    tbt_max_s: float  # the largest gap up to it
+
+
 class Outcome:
     """What has happened to each request so far."""
 
@@ -119,6 +134,7 @@ class World:
         self.whole_tokens: list[int] = (requests.prompt_tokens + requests.output_tokens).tolist()
         self.predicted: list[float] = requests.predicted_output_tokens.tolist()
         self.slo_class: list[int] = requests.slo_class.tolist()
+        self.deadline_s: list[float] = requests.deadline_s.tolist()
         self.prompt_work_s = [0.0] * len(requests)  # its prompt phase alone, on its prompt machine
         self.outcome = Outcome(len(requests))
         self.machines = [
@@ -144,6 +160,13 @@ class World:
         self.prefix_hit_tokens = 0
         prefixes = scenario.prefixes
         self.prefix_names = [[] for _ in range(len(requests))] if prefixes is None else prefixes.of_each()
+        self.is_disturbed = scenario.is_disturbed
+        self.lost = 0  # requests that will not finish, where the run is disturbed
+        self.restarts = 0  # of requests, after an outage
+        self.resumed: dict[int, LastToken] = {}  # of requests that begin again, with tokens that the client has
+        self.unplaced: list[int] = []  # requests that wait for a machine to come back
+        self.on_the_way: dict[int, simpy.Event] = {}  # caches that do not share the links, or not yet
+        self.ask: Callable[[int], None] = lambda request: None  # have a request's machines decided
         for index, limits in enumerate(cluster.vllm):
             paging = self.machines[index].paging = Paging(limits, cluster.watermark_tokens[index])
             if limits.prefix_caching:
@@ -157,6 +180,7 @@ class World:
     def fail(self, request: int) -> None:
         """The request fits nowhere."""
         self.outcome.status[request] = FAILED
+        self.lost += self.is_disturbed
         self.log("failed", -1, request)
 
     def make_runnable(self, machine: SimMachine) -> None:
@@ -170,6 +194,15 @@ class World:
         machine.row[b.RUNNING] += 1
         machine.joining.append(request)
         self.make_runnable(machine)
+
+    @property
+    def all_done(self) -> bool:
+        """Whether no request that has arrived can still finish."""
+        return self.ledger.unfinished == (self.lost if self.is_disturbed else 0)
+
+    def last_token(self, request: int) -> LastToken:
+        """Of a request whose prompt phase is over, and that has not decoded since."""
+        return self.resumed.get(request) or LastToken(self.outcome.first_token_s[request], 0.0)
 
     def is_sent(self, request: int) -> bool:
         """Whether its cache goes from one machine to another."""

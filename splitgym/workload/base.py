@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveFloat
 
 from splitgym.errors import SplitgymError
 from splitgym.randomness import Streams
@@ -32,6 +32,8 @@ class Workload(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prediction: Prediction = MeanPrediction()
+    deadline_s: Annotated[PositiveFloat, FiniteFloat] | None = None
+    """From a request's arrival to when its client gives up; None for never."""
 
     @property
     @abstractmethod
@@ -115,7 +117,8 @@ class Workload(BaseModel, ABC):
         arrival_s, prompt, output = workload._within(streams, duration_s, num_requests, rate_rps, offset)
         predicted = workload.predict(streams, prompt, output) if len(prompt) else np.empty(0)
         prefixes = workload.prefixes(streams, arrival_s, rate_rps, offset)
-        return Requests(arrival_s, prompt, output, predicted, prefixes=prefixes)
+        deadline_s = np.full(len(prompt), np.inf if workload.deadline_s is None else workload.deadline_s)
+        return Requests(arrival_s, prompt, output, predicted, prefixes=prefixes, deadline_s=deadline_s)
 
     def _within(
         self,

@@ -108,8 +108,8 @@ class MixturePart(BaseModel):
 
     @field_validator("workload")
     @classmethod
-    def _predicts_with_the_others(cls, workload: WorkloadConfig) -> WorkloadConfig:
-        return without_prediction(workload)
+    def _leaves_it_to_the_whole(cls, workload: WorkloadConfig) -> WorkloadConfig:
+        return without_deadline(without_prediction(workload))
 
 
 class MixtureWorkload(Workload):
@@ -157,8 +157,8 @@ class Phase(BaseModel):
 
     @field_validator("workload")
     @classmethod
-    def _predicts_with_the_others(cls, workload: WorkloadConfig) -> WorkloadConfig:
-        return without_prediction(workload)
+    def _leaves_it_to_the_whole(cls, workload: WorkloadConfig) -> WorkloadConfig:
+        return without_deadline(without_prediction(workload))
 
 
 class ShiftWorkload(Workload):
@@ -267,6 +267,17 @@ def without_prediction(workload: WorkloadConfig) -> WorkloadConfig:
     """
     if "prediction" in workload.model_fields_set:
         raise ValueError("prediction is the whole workload's; put it beside source, not into a part")
+    return workload
+
+
+def without_deadline(workload: WorkloadConfig) -> WorkloadConfig:
+    """``workload``, a part of another.
+
+    Raises:
+        ValueError: if it says when clients give up, which is for the whole to say.
+    """
+    if workload.deadline_s is not None:
+        raise ValueError(f"deadline_s {workload.deadline_s:g} is a part's own; give one for the whole workload")
     return workload
 
 

@@ -23,22 +23,25 @@ from splitgym.sim.cluster import (
     Transfer,
     VllmBatching,
 )
-from splitgym.view import TICK, ClusterView, Decision
+from splitgym.sim.faults import Faults, Outage, Straggler
+from splitgym.view import HOLD, REFUSE, TICK, ClusterView, Decision
 from splitgym.workload import Prefixes, Requests
 from tests.sim.build import ROLE, cluster, law
 
 
 class Random:
-    """Any permitted machine, any permitted role change now and then."""
+    """Any permitted machine, any permitted role change now and then; where it may, it holds back or refuses some."""
 
     name = "random"
 
     def __init__(self, key: int, change: float = 0.5) -> None:
         self.key, self.change = key, change
         self.count = 0
+        self.admission = False
 
     def reset(self, cluster: Cluster, seed: int) -> None:
         self.count = 0
+        self.admission = cluster.admission
 
     def pick(self, count: int) -> int:
         self.count += 1
@@ -51,6 +54,8 @@ class Random:
                 return Decision()
             machine, role = choices[self.pick(len(choices))]
             return Decision(role_changes=((int(machine), int(role)),))
+        if self.admission and (admission := self.pick(8)) in (HOLD, REFUSE):
+            return Decision(admission=admission)
         prompts, tokens = np.flatnonzero(view.prompt_mask), np.flatnonzero(view.token_mask)
         return Decision(int(prompts[self.pick(len(prompts))]), int(tokens[self.pick(len(tokens))]))
 
@@ -132,6 +137,57 @@ def with_vllm(draw: st.DrawFn, tested: Cluster) -> Cluster:
     return dataclasses.replace(tested, machines=machines, transfer=transfer, batching=draw(vllm_settings()))
 
 
+def moments(scale_s: float) -> st.SearchStrategy[float]:
+    """Of any kind, or coarse, so that several things happen at one instant."""
+    return st.one_of(st.floats(0.0, scale_s), st.integers(0, 20).map(lambda n: n * scale_s / 20))
+
+
+@st.composite
+def disturbed(draw: st.DrawFn, scenario: Scenario) -> Scenario:
+    """The same scenario, in half of the cases with outages, slow machines or clients that give up."""
+    if draw(st.booleans()):
+        return scenario
+    requests, count = scenario.requests, scenario.cluster.num_machines
+    scale_s = max(float(requests.arrival_s[-1]) * 1.2, 1.0) if len(requests) else 1.0
+    outages = []
+    for _ in range(draw(st.integers(0, 5))):
+        down_s = draw(moments(scale_s))
+        up_s = draw(st.sampled_from([float("inf"), down_s + scale_s / 3, down_s + scale_s / 20, down_s + 0.01]))
+        outages.append(Outage(draw(st.integers(0, count - 1)), down_s, up_s))
+    stragglers = []
+    for _ in range(draw(st.integers(0, 2))):
+        from_s = draw(moments(scale_s))
+        to_s, factor = from_s + scale_s / draw(st.sampled_from([2, 20])), draw(st.sampled_from([0.5, 1.7, 10.0]))
+        stragglers.append(Straggler(draw(st.integers(0, count - 1)), from_s, to_s, factor))
+    if draw(st.booleans()):
+        rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+        deadline_s = rng.exponential(draw(st.sampled_from([0.3, 3.0])) * scale_s / 5, len(requests)) + 1e-3
+        deadline_s = np.where(rng.random(len(requests)) < 0.3, np.inf, deadline_s)
+        if draw(st.booleans()):
+            deadline_s = np.full(len(requests), scale_s / 5)
+        requests = dataclasses.replace(requests, deadline_s=deadline_s)
+    admission = scenario.tick_s is not None and draw(st.booleans())
+    tested = dataclasses.replace(scenario.cluster, admission=admission)
+    if outages or requests.have_deadlines:  # with which these do not go together
+        tested = dataclasses.replace(without_prefixes(tested), migrate=False)
+    return dataclasses.replace(
+        scenario, cluster=tested, requests=requests, faults=Faults(tuple(outages), tuple(stragglers))
+    )
+
+
+def without_prefixes(tested: Cluster) -> Cluster:
+    """The same cluster, where nothing is kept that nobody uses."""
+    if not isinstance(tested.batching, VllmBatching):
+        return tested
+    machines = tuple(
+        dataclasses.replace(m, batching=m.batching and dataclasses.replace(m.batching, prefix_caching=False))
+        for m in tested.machines
+    )
+    return dataclasses.replace(
+        tested, machines=machines, batching=dataclasses.replace(tested.batching, prefix_caching=False)
+    )
+
+
 @st.composite
 def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
     roles = draw(st.sampled_from(["pt", "m", "ppt", "ptm", "pttm", "mm"]))
@@ -167,7 +223,7 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
         arrivals = with_prefixes(arrivals, rng, common_block_tokens(tested))
     if draw(st.booleans()):
         tested = draw(with_powers(tested))
-    return Scenario(tested, arrivals, tick_s=draw(st.sampled_from([None, 0.7])))
+    return draw(disturbed(Scenario(tested, arrivals, tick_s=draw(st.sampled_from([None, 0.7])))))
 
 
 @st.composite
@@ -215,7 +271,7 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
     if tested.vllm and draw(st.booleans()):
         arrivals = with_prefixes(arrivals, rng, 2 * common_block_tokens(tested))
     horizon_s = draw(st.sampled_from([float("inf"), 0.5, 3.0, 12.0]))
-    return Scenario(
+    scenario = Scenario(
         tested,
         arrivals,
         warmup_s=draw(st.sampled_from([0.0, 1.0])),
@@ -224,3 +280,4 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
         tick_s=draw(st.sampled_from([None, 0.1, 0.7])),
         seed=draw(st.integers(0, 100)),
     )
+    return draw(disturbed(scenario))

@@ -51,6 +51,7 @@ def assert_same_state(reference: ReferenceEngine, compiled: CompiledEngine) -> N
     assert compiled.recomputations == reference.recomputations
     assert compiled.migrations == reference.migrations
     assert compiled.prefix_hit_tokens == reference.prefix_hit_tokens
+    assert compiled.restarts == reference.restarts
     np.testing.assert_array_equal(compiled.books.rows, reference.books.rows)
     assert compiled.books.potential(compiled.now_s) == reference.books.potential(reference.now_s)
 
@@ -108,6 +109,7 @@ def assert_same_results(scenario: Scenario, policy: str, warmup: str | None) -> 
     assert results[0].preemptions == results[1].preemptions
     assert results[0].recomputations == results[1].recomputations
     assert results[0].migrations == results[1].migrations
+    assert results[0].restarts == results[1].restarts
     logs = [result.recorder.digest() for result in results if result.recorder is not None]
     assert len(logs) == 2
     assert logs[0] == logs[1]

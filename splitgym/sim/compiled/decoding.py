@@ -23,8 +23,9 @@ def whole_tokens(s: State, r: int) -> int:
 def join_decodes(s: State, m: int, r: int, remaining_tokens: int) -> None:
     """Take in a request whose token phase begins, with that many tokens to come."""
     request = s.requests[r]
-    request.last_token_s = request.first_token_s
-    request.tbt_max_s = 0.0
+    if not request.is_resumed:
+        request.last_token_s = request.first_token_s
+        request.tbt_max_s = 0.0
     add_decode(s, m, r, remaining_tokens)
 
 
@@ -256,8 +257,8 @@ def largest_gap_s(s: State, m: int, r: int) -> float:
 
 
 # --- stretches ------------------------------------------------------------------------------------------------------
-# Where a request decodes on one machine only, all of them are at most 4 x the requests + 16 x the machines. Where they
-# are moved between machines, stretches are packed when that is used up.
+# Where a request decodes on one machine only, all of them are at most 4 x the requests + 16 x the machines. Where it
+# may decode on several, stretches are packed when that is used up.
 
 
 @lean_njit

@@ -21,11 +21,18 @@ from splitgym.sim.compiled.pointers import address_of
 from splitgym.sim.compiled.slots import ADVANCE, run_rows
 from splitgym.sim.compiled.state import NO_DECISION, State, new_state, rows_of, size_of
 from splitgym.sim.ledger import Meters
-from splitgym.sim.outside import InvalidDecision, MachineState, describe_extrapolations, explain_refusal, explain_role
+from splitgym.sim.outside import (
+    InvalidDecision,
+    MachineState,
+    describe_extrapolations,
+    explain_admission,
+    explain_refusal,
+    explain_role,
+)
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.rows import RequestRows
 from splitgym.sim.telemetry import new_reports
-from splitgym.view import LIFECYCLES, ROLES, ClusterView, Decision
+from splitgym.view import ADMIT, LIFECYCLES, REFUSE, ROLES, ClusterView, Decision
 
 
 class Snapshot(NamedTuple):
@@ -89,6 +96,11 @@ class CompiledEngine:
         """Prompt tokens that were in a machine's memory when they were to be computed (prefix caching)."""
         return int(self._run["prefix_hit_tokens"])
 
+    @property
+    def restarts(self) -> int:
+        """How often a request began again because a machine went down."""
+        return int(self._run["restarts"])
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copied or loaded: its arrays lie elsewhere now."""
         self.__dict__.update(state)
@@ -125,6 +137,12 @@ class CompiledEngine:
         self._need_pending()
         if decision.role_changes:
             self.change_roles(decision.role_changes)
+        if decision.admission != ADMIT:
+            if refusal := explain_admission(decision.admission, self.pending_request, self.scenario):
+                raise InvalidDecision(refusal)
+            entries.withhold(self.addresses, decision.admission == REFUSE)
+            self._hand_over()
+            return
         prompt, token = index(decision.prompt_machine), index(decision.token_machine)
         if not entries.decide(self.addresses, prompt, token, self._unchanged):
             masks = self._desk.prompt_mask, self._desk.token_mask

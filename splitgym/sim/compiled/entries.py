@@ -40,6 +40,12 @@ def decide(a: IntArray, prompt: int, token: int, new_roles: IntArray) -> bool:
 
 
 @njit
+def withhold(a: IntArray, is_refused: bool) -> None:
+    """Refuse or hold back the request of which a decision is due, which is permitted."""
+    loop.withhold(state_at(a), is_refused)
+
+
+@njit
 def change(a: IntArray, m: int, role: int) -> bool:
     """Change a role, if that is permitted."""
     return loop.change(state_at(a), desk_at(a), m, role)

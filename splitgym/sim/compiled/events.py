@@ -78,6 +78,24 @@ def pop(heap: Records, count: int) -> None:
 
 
 @lean_njit
+def cancel(s: State, kind: int, machine: int, request: int) -> bool:
+    """What is planned is not to happen; returns whether it was planned."""
+    run, heap, key = s.run[0], s.events, event_key(kind, machine, request)
+    place = 0
+    while place < run.events and heap[place].key != key:
+        place += 1
+    if place == run.events:
+        return False
+    while place > 0:  # to the top, from where it is taken
+        parent = (place - 1) >> 1
+        heap[place].time_s, heap[place].key = heap[parent].time_s, heap[parent].key
+        place = parent
+    pop(heap, run.events)
+    run.events -= 1
+    return True
+
+
+@lean_njit
 def plan(s: State, time_s: float, kind: int, machine: int, request: int) -> None:
     """An event is to happen at ``time_s``."""
     run = s.run[0]

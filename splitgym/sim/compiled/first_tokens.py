@@ -50,10 +50,14 @@ def weight_to_next_token(s: State, r: int) -> float:
 
 @lean_njit
 def yield_first_token(s: State, m: int, r: int) -> None:
-    """The client sees it."""
-    s.requests[r].first_token_s = s.run[0].now_s
-    lg.log(s, lg.FIRST_TOKEN, m, r)
-    count_first_token(s, r, s.run[0].now_s)
+    """The client sees it, or, of a request that began again, its next token."""
+    if s.requests[r].is_resumed:
+        lg.log(s, lg.RESUMED, m, r)
+        s.run[0].tokens_out += 1
+    else:
+        s.requests[r].first_token_s = s.run[0].now_s
+        lg.log(s, lg.FIRST_TOKEN, m, r)
+        count_first_token(s, r, s.run[0].now_s)
     if is_answered_late(s, r):
         unbook_cache(s, r)
 
@@ -64,6 +68,14 @@ def unbook_cache(s: State, r: int) -> None:
     source = s.requests[r].prompt_machine
     note_change(s, source)
     s.books[source, b.BOOKED_KV] -= s.requests[r].prompt_tokens + 1
+
+
+@lean_njit
+def close_gap(s: State, r: int) -> None:
+    """A request that began again has its next token from a prompt phase; the gap before it counts."""
+    request, now_s = s.requests[r], s.run[0].now_s
+    request.tbt_max_s = max(request.tbt_max_s, now_s - request.last_token_s)
+    request.last_token_s = now_s
 
 
 @lean_njit
@@ -121,7 +133,8 @@ def yield_first_tokens(s: State, m: int) -> None:
         following = request.next_starting
         if is_served(s, m, r):
             no_longer_starting(s, m, r)
-            request.last_token_s = s.run[0].now_s
+            if not request.is_resumed:
+                request.last_token_s = s.run[0].now_s
             s.books[m, b.TOKEN_WEIGHT] += request.token_weight - request.prompt_weight
             yield_first_token(s, m, r)
         r = following

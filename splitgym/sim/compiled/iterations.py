@@ -5,8 +5,6 @@ Discipline `splitwise`, and what both disciplines share.
 
 from __future__ import annotations
 
-import numpy as np
-
 from splitgym.hardware.latency import iteration_s
 from splitgym.jit import lean_njit
 from splitgym.sim import books as b
@@ -24,6 +22,7 @@ from splitgym.sim.compiled.decoding import (
 )
 from splitgym.sim.compiled.first_tokens import (
     await_first_token,
+    close_gap,
     count_starting,
     is_answered_late,
     tokens_at_start,
@@ -45,7 +44,7 @@ from splitgym.view import SWITCHING
 @lean_njit
 def form_batch(s: State, m: int) -> bool:
     """Forced decodes, then prompts first come first served, then decodes in order of arrival; whether there are any."""
-    if s.books[m, b.LIFECYCLE] == SWITCHING:
+    if s.books[m, b.LIFECYCLE] >= SWITCHING:  # or down
         return False
     machine, run = s.machines[m], s.run[0]
     if machine.joining > 0:
@@ -217,7 +216,9 @@ def begin(s: State, m: int, prompt_tokens: int, attention: int, prefill_context:
     count, decodes = machine.batch_prompts, machine.batch_decodes
     context = machine.context_tokens if machine.batch_serves_all else served_context(s, m)
     law = s.laws[machine.law]
-    duration_s = iteration_s(law, prompt_tokens, count, attention, prefill_context, decodes, context)
+    duration_s: float = (
+        iteration_s(law, prompt_tokens, count, attention, prefill_context, decodes, context) * machine.pace
+    )
     machine.is_busy = True
     machine.batch_start_s = run.now_s
     machine.most_batch_tokens = max(machine.most_batch_tokens, prompt_tokens + decodes if count > 0 else 0)
@@ -300,6 +301,8 @@ def end_prompt(s: State, m: int, r: int) -> None:
         redirect(s, r)
     answered_late = is_answered_late(s, r)
     if not answered_late:
+        if request.is_resumed:
+            close_gap(s, r)
         yield_first_token(s, m, r)
     row[b.RUNNING] -= 1
     work_s = request.prompt_work_s
@@ -346,12 +349,13 @@ def end_recomputation(s: State, m: int, r: int) -> None:
     row, request, run = s.books[m], s.requests[r], s.run[0]
     row[b.TOKEN_WEIGHTED] -= weight_to_next_token(s, r)
     row[b.TOKEN_WEIGHT] += request.token_weight
-    if np.isnan(request.first_token_s):
+    if request.generated == 0:
         yield_first_token(s, m, r)
     else:
         row[b.CONTEXT] += 1
         row[b.REMAINING] -= 1
         run.tokens_out += 1
+    if request.generated > 0 or request.is_resumed:
         request.tbt_max_s = max(request.tbt_max_s, run.now_s - request.last_token_s)
     remaining_tokens = request.output_tokens - request.generated - 1
     request.last_token_s = run.now_s

@@ -32,8 +32,9 @@ def end_lease(s: State) -> None:
     leave_inbox(s, token, r)
     request.was_preempted = True
     request.generated = tokens_at_start(s, r) - request.prompt_tokens
-    request.last_token_s = request.first_token_s
-    request.tbt_max_s = 0.0
+    if not request.is_resumed:
+        request.last_token_s = request.first_token_s
+        request.tbt_max_s = 0.0
     put_back(s, token, r)
     note_change(s, token)
     make_runnable(s, token)

@@ -19,6 +19,8 @@ KINDS = (
     "cache_dropped",
     # where a role change gives a request to another machine:
     "moved",
+    # where something goes wrong; "outage" is no line by itself:
+    *("down", "up", "restart", "resumed", "abandoned", "outage", "held"),
 )
 ARRIVED, ASSIGNED, FAILED, FIRST_TOKEN, TRANSFER_START, TRANSFER_END, FINISH = range(7)
 ROLE = 7  # of the first role
@@ -27,6 +29,7 @@ ITERATION, TRANSFER, SWITCH = 12, 13, 14
 PREEMPTED = 15
 CACHE_DROPPED = 16
 MOVED = 17
+DOWN, UP, RESTART, RESUMED, ABANDONED, OUTAGE, HELD = range(18, 25)
 
 
 @lean_njit
@@ -60,9 +63,11 @@ def hand_over(s: State, recorder: Recorder) -> None:
         if kind == ITERATION:
             recorder.iteration(machine, start_s, time_s, prompts, decodes)
         elif kind == TRANSFER:
-            recorder.transfer(request, machine, prompts, start_s, time_s)
+            recorder.transfer(request, machine, prompts, start_s, time_s)  # from, to
         elif kind == SWITCH:
             recorder.switch(machine, start_s, time_s)
+        elif kind == OUTAGE:
+            recorder.outage(machine, start_s, time_s)
         else:
             recorder.event(time_s, KINDS[kind], machine, request)
     s.run["log_lines"] = 0

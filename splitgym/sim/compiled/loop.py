@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import lean_njit, njit, seldom_njit
 from splitgym.sim import books as b
 from splitgym.sim.books import (
     BookArrays,
@@ -18,13 +18,16 @@ from splitgym.sim.books import (
     show_reports,
     show_times,
 )
-from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, LEASE_END, MACHINE_START, TRANSFER_END
+from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, FAULT, ITERATION_END, LEASE_END, MACHINE_START, TRANSFER_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.assignment import enter_queue
 from splitgym.sim.compiled.decoding import whole_tokens
 from splitgym.sim.compiled.events import (
+    key_kind,
     key_machine,
+    key_request,
     next_event,
+    plan,
     plan_iteration_end,
     pop,
 )
@@ -36,12 +39,14 @@ from splitgym.sim.compiled.machine import end_iteration, start_machine
 from splitgym.sim.compiled.memory import end_transfer
 from splitgym.sim.compiled.network import end_next
 from splitgym.sim.compiled.notes import changed_since, note_change, note_scrapes
+from splitgym.sim.compiled.outages import go_wrong, may_wait, place_waiting, wait_for_a_machine
 from splitgym.sim.compiled.prefix import count_hits
 from splitgym.sim.compiled.roles import change_role, end_switch, settle
 from splitgym.sim.compiled.slots import desk_at, state_at
 from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
 from splitgym.sim.compiled.totals import count_arrival
-from splitgym.sim.rows import FAILED
+from splitgym.sim.faults import NOBODY
+from splitgym.sim.rows import FAILED, IN_FLIGHT
 from splitgym.view import ARRIVAL as ARRIVAL_DECISION
 from splitgym.view import TICK
 
@@ -82,37 +87,67 @@ def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
         key = s.events[0].key
         pop(s.events, run.events)
         run.events -= 1
-        end_switch(s, key_machine(key))
+        if kind == FAULT:
+            go_wrong(s, key_machine(key), key_request(key))
+        else:
+            end_switch(s, key_machine(key))
     if run.may_settle:
         settle(s)
 
 
 @lean_njit
 def arrive(s: State, desk: BookArrays) -> None:
-    """A request arrives; a decision is due where it fits."""
+    """A request arrives, or is asked about again; a decision is due where it fits."""
     run = s.run[0]
-    if run.follow_up:
-        run.arrivals_over = True
-        run.next_arrival_s = NEVER_S
+    r = asked_again(s) if run.is_disturbed else -1
+    if r < 0:
+        if run.follow_up:
+            run.arrivals_over = True
+            run.next_arrival_s = NEVER_S
+            return
+        r = run.next_arrival
+        request = s.requests[r]
+        count_arrival_rate(run.now_s, request.prompt_tokens, request.predicted, desk.arrived, desk.window)
+        count_arrival(s, r, run.now_s)
+        lg.log(s, lg.ARRIVED, -1, r)
+        if run.is_disturbed and request.deadline_s != NEVER_S:
+            plan(s, run.now_s + request.deadline_s, FAULT, NOBODY, r)
+        run.next_arrival += 1
+        run.next_arrival_s = s.requests[r + 1].arrival_s if r + 1 < run.num_requests else NEVER_S
+        if r + 1 == run.num_requests or run.next_arrival_s > run.horizon_s:
+            run.arrivals_over = True
+            run.next_arrival_s = NEVER_S
+    ask_for(s, desk, r)
+
+
+@seldom_njit
+def asked_again(s: State) -> int:
+    """The request that is asked about again now; -1: none is, it is an arrival."""
+    run = s.run[0]
+    if run.events == 0 or s.events[0].time_s != run.now_s or key_kind(s.events[0].key) != ARRIVAL:
+        return -1
+    r = key_request(s.events[0].key)
+    pop(s.events, run.events)
+    run.events -= 1
+    return r
+
+
+@lean_njit
+def ask_for(s: State, desk: BookArrays, r: int) -> None:
+    """A decision is due about a request where it fits; where a machine is down it waits, else it fails."""
+    run, request = s.run[0], s.requests[r]
+    if request.status != IN_FLIGHT:
         return
-    r = run.next_arrival
-    request = s.requests[r]
-    count_arrival_rate(run.now_s, request.prompt_tokens, request.predicted, desk.arrived, desk.window)
-    count_arrival(s, r, run.now_s)
-    lg.log(s, lg.ARRIVED, -1, r)
     renew_masks(request.prompt_tokens, desk)
-    if whole_tokens(s, r) <= desk.masked[1]:
+    if whole_tokens(s, r) <= desk.masked[1] and not run.follow_up:
         run.pending = ARRIVAL_DECISION
         run.pending_request = r
         if run.caches_prefixes:
             count_hits(s, r, desk.hits)
+    elif run.follow_up or (run.is_disturbed and may_wait(s)):
+        wait_for_a_machine(s, r)
     else:
         fail(s, r)
-    run.next_arrival += 1
-    run.next_arrival_s = s.requests[r + 1].arrival_s if r + 1 < run.num_requests else NEVER_S
-    if r + 1 == run.num_requests or run.next_arrival_s > run.horizon_s:
-        run.arrivals_over = True
-        run.next_arrival_s = NEVER_S
 
 
 @lean_njit
@@ -120,17 +155,41 @@ def tick(s: State) -> None:
     """A decision about roles is due, unless nothing but ticks is left."""
     run = s.run[0]
     run.next_tick_s = NEVER_S
-    if run.follow_up or next_event(s)[0] == NEVER_S:
+    if run.follow_up or (next_event(s)[0] == NEVER_S and not run.some_held):
         return
+    if run.some_held:
+        run.some_held = False
+        place_waiting(s)
     run.pending = TICK
     run.ticks += 1
     run.next_tick_s = run.ticks * run.tick_s
 
 
 @lean_njit
+def withhold(s: State, is_refused: bool) -> None:
+    """Refuse the request of which a decision is due, or hold it back: but not where nothing else is to happen."""
+    run = s.run[0]
+    r = run.pending_request
+    run.pending = NO_DECISION
+    run.pending_request = -1
+    next_tick_s = run.next_tick_s
+    run.next_tick_s = NEVER_S
+    is_all_over = next_event(s)[0] == NEVER_S
+    run.next_tick_s = next_tick_s
+    if is_refused or is_all_over:
+        fail(s, r)
+        return
+    lg.log(s, lg.HELD, -1, r)
+    wait_for_a_machine(s, r)
+    run.some_held = True
+
+
+@lean_njit
 def fail(s: State, r: int) -> None:
     """The request fits nowhere."""
     s.requests[r].status = FAILED
+    if s.run[0].is_disturbed:
+        s.run[0].lost += 1
     lg.log(s, lg.FAILED, -1, r)
 
 
@@ -141,9 +200,9 @@ def advance(s: State, desk: BookArrays) -> int:
     while run.pending == NO_DECISION:
         next_s, kind = next_event(s)
         if run.follow_up:
-            if run.unfinished == 0 or next_s > run.last_s or next_s == NEVER_S:
+            if run.unfinished == run.lost or next_s > run.last_s or next_s == NEVER_S:
                 return OVER
-        elif (run.arrivals_over and run.unfinished == 0) or next_s > run.horizon_s or next_s == NEVER_S:
+        elif (run.arrivals_over and run.unfinished == run.lost) or next_s > run.horizon_s or next_s == NEVER_S:
             if run.horizon_s != NEVER_S:
                 run.closed_s = run.horizon_s
             return OVER

@@ -16,6 +16,7 @@ from splitgym.sim.compiled.iterations import (
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.vllm import end_chunk, form_chunked_batch, start_chunks
+from splitgym.sim.compiled.withdrawal import take_leave
 
 
 @lean_njit
@@ -34,12 +35,14 @@ def end_iteration(s: State, m: int) -> None:
     """Hand out the tokens: decodes first, then the first tokens of prompts, which join afterwards."""
     note_change(s, m)
     machine, row, run = s.machines[m], s.books[m], s.run[0]
+    count, decodes = machine.batch_prompts, machine.batch_decodes
+    if machine.leaving_first >= 0:
+        take_leave(s, m)
     machine.is_busy = False
-    count = machine.batch_prompts
     if machine.batch_decodes > 0 or not machine.batch_serves_all:
         end_decodes(s, m)
     r = machine.batch_first
-    for _ in range(count):
+    for _ in range(machine.batch_prompts):
         following = s.requests[r].next
         if run.is_vllm:
             is_prompt_over = end_chunk(s, m, r)
@@ -53,5 +56,5 @@ def end_iteration(s: State, m: int) -> None:
     machine.batch_prompts = 0
     if count > 0 and row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
         row[b.PENDING_S] = row[b.PROMPT_WEIGHT] = row[b.PROMPT_WEIGHTED_S] = 0.0
-    lg.log_stretch(s, lg.ITERATION, m, -1, machine.batch_start_s, count, machine.batch_decodes)
+    lg.log_stretch(s, lg.ITERATION, m, -1, machine.batch_start_s, count, decodes)
     plan_start(s, m)

@@ -114,6 +114,26 @@ def set_rate(s: State, k: int, bytes_per_s: float) -> bool:
 
 
 @lean_njit
+def drop_flow(s: State, r: int) -> None:
+    """Send no more of it: of a transfer that is on the links."""
+    source, destination = s.requests[r].prompt_machine, s.requests[r].token_machine
+    k = s.machines[source].first_sent
+    while s.pairs[k].destination != destination:
+        k = s.pairs[k].next_sent
+    pair = s.pairs[k]
+    if pair.first == r:
+        pair.first = s.flows[r].next
+    else:
+        before = pair.first
+        while s.flows[before].next != r:
+            before = s.flows[before].next
+        s.flows[before].next = s.flows[r].next
+    if pair.first < 0:
+        remove_pair(s, k)
+    share(s, source, destination, -1)
+
+
+@lean_njit
 def find_first(s: State, m: int) -> None:
     """Which of the pairs that send to a machine has the transfer that ends first."""
     first = k = s.machines[m].first_received

@@ -10,6 +10,7 @@ from splitgym.sim.compiled.events import plan
 from splitgym.sim.compiled.memory import lost_work_is_done, offer_room
 from splitgym.sim.compiled.migration import leave_phases
 from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.outages import place_waiting
 from splitgym.sim.compiled.prefix import give_up
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, MIXED, PROMPT, READY, SWITCHING, TOKEN
@@ -23,6 +24,8 @@ def change_role(s: State, m: int, role: int) -> None:
     row[b.ROLE] = role
     note_new_role(s, m)
     lg.log(s, lg.ROLE + role, m, -1)
+    if s.run[0].unplaced_first >= 0:
+        place_waiting(s)
     if role == MIXED:
         return
     row[b.LIFECYCLE] = DRAINING
@@ -88,6 +91,8 @@ def become_ready(s: State, m: int) -> None:
     s.machines[m].loses_prompts = s.machines[m].loses_tokens = False
     lg.log(s, lg.READY, m, -1)
     offer_room(s, m)
+    if s.run[0].unplaced_first >= 0:
+        place_waiting(s)
 
 
 @lean_njit

@@ -9,7 +9,7 @@ from numba import carray, types  # type: ignore[attr-defined]
 from splitgym.jit import njit
 from splitgym.sim.books import BookArrays
 from splitgym.sim.compiled.pointers import addresses, callable_at, pointer_at
-from splitgym.sim.compiled.state import COPY, FLOW, LINE, MACHINE, PAIR, REQUEST, RUN, TIMED, State
+from splitgym.sim.compiled.state import CHANGE, COPY, FLOW, LINE, MACHINE, PAIR, REQUEST, RUN, TIMED, State
 
 IntArray = npt.NDArray[np.int64]
 
@@ -61,6 +61,7 @@ def state_at(a: IntArray) -> State:
         first_copies=carray(pointer_at(a[21, 0]), (a[21, 1],), _INT),
         prefix_first=carray(pointer_at(a[22, 0]), (a[22, 1],), _INT),
         prefix_names=carray(pointer_at(a[23, 0]), (a[23, 1],), _INT),
+        faults=carray(pointer_at(a[24, 0]), (a[24, 1],), CHANGE),
     )
 
 

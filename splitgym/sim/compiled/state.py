@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splitgym.sim.books import Books
+from splitgym.sim.clock import FAULT
 from splitgym.sim.cluster import Batching, Scenario
 from splitgym.sim.ledger import baseline_of
 from splitgym.sim.rows import IN_FLIGHT, RequestRows
@@ -66,6 +67,11 @@ REQUEST = np.dtype(
         ("cache_machine", "i4"),  # has the prompt while it waits or is processed, and then the cache
         ("is_moved", "?"),  # as a decode
         ("is_fresh", "?"),  # its last token was not at the end of its machine's last common iteration
+        # Where something goes wrong:
+        ("deadline_s", "f8"),  # from its arrival to when the client gives up
+        ("is_resumed", "?"),  # it began again; its client has tokens, the last at ``last_token_s``
+        ("is_leaving", "?"),  # withdrawn when the iteration that it is in ends
+        ("next_leaving", "i4"),
     ],
     align=True,
 )
@@ -134,6 +140,11 @@ MACHINE = np.dtype(
         ("fresh_first", "i4"),
         ("fresh", "i4"),
         ("has_left_out", "?"),  # somebody, in the last iteration or the one going on
+        # Where something goes wrong:
+        ("pace", "f8"),  # what its iterations take, times that
+        ("leaving_first", "i4"),  # withdrawn when its iteration ends
+        ("leaving_last", "i4"),
+        ("down_since_s", "f8"),
     ],
     align=True,
 )
@@ -214,6 +225,13 @@ RUN = np.dtype(
         ("arrived", "i8"),
         ("finished", "i8"),
         ("tokens_out", "i8"),
+        # Where something goes wrong:
+        ("is_disturbed", "?"),
+        ("lost", "i8"),  # requests that will not finish
+        ("restarts", "i8"),
+        ("unplaced_first", "i8"),  # requests that wait for a machine to come back, or are held back
+        ("unplaced_last", "i8"),
+        ("some_held", "?"),  # back, since the latest tick
     ],
     align=True,
 )
@@ -259,6 +277,9 @@ COPY = np.dtype(
     align=True,
 )
 """A named stretch of one machine's KV memory (`prefix`)."""
+
+CHANGE = np.dtype([("kind", "i8"), ("factor", "f8")], align=True)
+"""What happens to a machine; see `splitgym.sim.faults.Change`."""
 
 LINE = np.dtype(
     [
@@ -307,11 +328,13 @@ class State(NamedTuple):
     first_copies: IntArray  # (num_names + num_requests,) 1 + the first copy of each name, 0 for none
     prefix_first: IntArray  # (num_requests + 1,) as in `splitgym.workload.Prefixes`
     prefix_names: IntArray  # (num_blocks,) names of the blocks of prompts, from 0
+    faults: Records  # CHANGE, in order
 
 
 def size_of(scenario: Scenario) -> int:
     """How many bytes a state and its books need, about."""
-    per_request = REQUEST.itemsize + 11 * TIMED.itemsize + FLOW.itemsize * scenario.cluster.transfer.is_shared
+    events = 13 if scenario.is_disturbed else 11
+    per_request = REQUEST.itemsize + events * TIMED.itemsize + FLOW.itemsize * scenario.cluster.transfer.is_shared
     per_machine = 2304 + 8 * _most_block_tokens(scenario)
     pairs = _most_pairs(scenario) * PAIR.itemsize
     prefixes = _prefix_bytes(scenario)
@@ -358,10 +381,13 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
     run["pending"] = run["shown_masks"] = NO_DECISION
     run["pending_request"] = run["first_draining"] = run["last_draining"] = -1
     run["noted"] = run["first_noted"] = run["read"] = 1
+    is_disturbed = run["is_disturbed"] = scenario.is_disturbed
+    run["unplaced_first"] = run["unplaced_last"] = -1
+    changes = scenario.faults.changes
     first_s = scenario.requests.arrival_s[0] if count else NEVER_S
     run["arrivals_over"] = not count or first_s > scenario.horizon_s
     run["next_arrival_s"] = NEVER_S if run["arrivals_over"][0] else first_s
-    return State(
+    state = State(
         requests=_requests(scenario, zeros),
         machines=_machines(scenario, books, zeros),
         books=books.rows,
@@ -370,7 +396,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         notes=notes,
         run=run,
         iterations=_tournament(num_machines, zeros),
-        events=zeros(num_machines + count + 1, TIMED),
+        events=zeros(num_machines + (3 if is_disturbed else 1) * count + len(changes) + 1, TIMED),
         flows=zeros(count if run["is_shared"][0] else 0, FLOW),
         starts=zeros(num_machines, TIMED),
         deadlines=zeros(2 * count + 1, TIMED),
@@ -383,7 +409,13 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         flow_ends=_tournament(num_machines, zeros) if run["is_shared"][0] else zeros(0, TIMED),
         reports=books.arrays.reports,
         **_prefix_arrays(scenario, zeros),
+        faults=zeros(len(changes), CHANGE),
     )
+    for number, change in enumerate(changes):  # in order, which makes them a heap
+        state.faults[number] = change.kind, change.factor
+        state.events[number] = change.time_s, (FAULT << 20 | change.machine) << 32 | number  # `events.event_key`
+    run["events"] = len(changes)
+    return state
 
 
 def rows_of(state: State, scenario: Scenario, end_s: float) -> RequestRows:
@@ -391,7 +423,7 @@ def rows_of(state: State, scenario: Scenario, end_s: float) -> RequestRows:
     arrived = int(state.run["arrived"][0])
     given, done = scenario.requests, state.requests[:arrived]
     finish_s = done["finish_s"].copy()
-    several = done["output_tokens"] > 1
+    several = given.output_tokens[:arrived] > 1
     return RequestRows(
         arrival_s=given.arrival_s[:arrived],
         prompt_tokens=given.prompt_tokens[:arrived],
@@ -472,6 +504,7 @@ def _requests(scenario: Scenario, zeros: Zeros) -> Records:
     requests["ttft_allowed_s"] = baseline.ttft_allowed_s
     requests["token_phase_allowed_s"] = baseline.token_phase_allowed_s
     requests["slo_class"] = given.slo_class
+    requests["deadline_s"] = given.deadline_s
     requests["status"] = IN_FLIGHT
     for name in ("prompt_machine", "token_machine", "next"):
         requests[name] = -1
@@ -501,8 +534,9 @@ def _machines(scenario: Scenario, books: Books, zeros: Zeros) -> Records:
     machines["idle_w"] = [profile.power.idle_w for profile in profiles]
     machines["law"] = books.true_laws
     machines["is_idle"] = True
+    machines["pace"] = 1.0
     chains = ("queue_first", "queue_last", "inbox_first", "inbox_last", "joining_first", "joining_last", "batch_first")
-    links = ("next_draining", "unfinished", "first_sent", "first_received")
+    links = ("next_draining", "unfinished", "first_sent", "first_received", "leaving_first", "leaving_last")
     kept = "kept_first", "kept_last"
     for name in (*chains, "fresh_first", "starting_first", *links, *kept):
         machines[name] = -1

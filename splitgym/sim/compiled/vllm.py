@@ -25,7 +25,7 @@ from splitgym.view import SWITCHING
 @lean_njit
 def form_chunked_batch(s: State, m: int) -> bool:
     """What runs grows, the last admitted making room where blocks are short; if they are not, prompts are admitted."""
-    if s.books[m, b.LIFECYCLE] == SWITCHING:
+    if s.books[m, b.LIFECYCLE] >= SWITCHING:  # or down
         return False
     machine = s.machines[m]
     machine.batch_serves_all = is_short = True
@@ -120,7 +120,7 @@ def preempt_last(s: State, m: int) -> None:
         held = whole_tokens(s, last) - remaining_tokens
         let_go(s, m, last, in_blocks(s, m, held - 1))
         row[b.TOKEN_WEIGHT] -= weight_to_next_token(s, last)
-        if np.isnan(request.first_token_s):
+        if request.generated == 0:
             no_longer_starting(s, m, last)
             held += 1  # the books count its first token already
     if request.was_preempted:
