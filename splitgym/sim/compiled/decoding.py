@@ -6,7 +6,7 @@ Gaps are a stack of decreasing maxima in a stretch of `State.gaps`.
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit
+from splitgym.jit import lean_njit, seldom_njit
 from splitgym.sim.compiled.events import pop, push
 from splitgym.sim.compiled.state import Records, State
 
@@ -287,7 +287,7 @@ def make_room_for_gaps(s: State, m: int) -> None:
     run.gaps_given += machine.gaps_room
 
 
-@lean_njit
+@seldom_njit
 def pack_ends(s: State) -> None:
     """Bring all members to the front, one machine's after another's, without room for more."""
     run = s.run[0]
@@ -309,7 +309,7 @@ def pack_ends(s: State) -> None:
         run.ends_given += machine.decodes
 
 
-@lean_njit
+@seldom_njit
 def pack_gaps(s: State) -> None:
     """As `pack_ends`."""
     run = s.run[0]

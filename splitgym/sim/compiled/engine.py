@@ -17,8 +17,10 @@ from splitgym.sim.compiled.arena import Arena
 from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.compiled.log import hand_over
 from splitgym.sim.compiled.loop import DUE, INVALID, LOG_IS_FULL, OVER, advance_at
+from splitgym.sim.compiled.machine import chunked_at
 from splitgym.sim.compiled.pointers import address_of
-from splitgym.sim.compiled.slots import ADVANCE, run_rows
+from splitgym.sim.compiled.seldom import is_needed, seldom_at
+from splitgym.sim.compiled.slots import ADVANCE, PART, run_rows
 from splitgym.sim.compiled.state import NO_DECISION, State, new_state, rows_of, size_of
 from splitgym.sim.ledger import Meters
 from splitgym.sim.outside import (
@@ -62,7 +64,7 @@ class CompiledEngine:
         self._state: State = new_state(scenario, self.books, record=record, zeros=zeros)
         self._run = self._state.run[0]
         announce("loop.advance_at")
-        self.addresses = run_rows(self._state, self._desk, address_of(advance_at, ADVANCE))
+        self.addresses = run_rows(self._state, self._desk, self._code())
         self._unchanged = np.full(scenario.cluster.num_machines, -1, np.int64)
 
     @property
@@ -105,7 +107,15 @@ class CompiledEngine:
         """Copied or loaded: its arrays lie elsewhere now."""
         self.__dict__.update(state)
         self._run = self._state.run[0]
-        self.addresses = run_rows(self._state, self._desk, address_of(advance_at, ADVANCE))
+        self.addresses = run_rows(self._state, self._desk, self._code())
+
+    def _code(self) -> tuple[int, int, int]:
+        """Where the code lies that this run needs."""
+        return (
+            address_of(advance_at, ADVANCE),
+            address_of(chunked_at, PART) if self.scenario.cluster.vllm else 0,
+            address_of(seldom_at, PART) if is_needed(self.scenario) else 0,
+        )
 
     # --- driving ------------------------------------------------------------------------------------------------
 

@@ -34,15 +34,14 @@ from splitgym.sim.compiled.events import (
 from splitgym.sim.compiled.first_tokens import is_answered_late
 from splitgym.sim.compiled.iterations import need_here
 from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN, Kernel, function_at
-from splitgym.sim.compiled.leases import end_lease
 from splitgym.sim.compiled.machine import end_iteration, start_machine
 from splitgym.sim.compiled.memory import end_transfer
 from splitgym.sim.compiled.network import end_next
 from splitgym.sim.compiled.notes import changed_since, note_change, note_scrapes
-from splitgym.sim.compiled.outages import go_wrong, may_wait, place_waiting, wait_for_a_machine
+from splitgym.sim.compiled.outages import may_wait, place_waiting, wait_for_a_machine
 from splitgym.sim.compiled.prefix import count_hits
 from splitgym.sim.compiled.roles import change_role, end_switch, settle
-from splitgym.sim.compiled.slots import desk_at, state_at
+from splitgym.sim.compiled.slots import CHUNKED, CODE, SELDOM, desk_at, part_by, state_at
 from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
 from splitgym.sim.compiled.totals import count_arrival
 from splitgym.sim.faults import NOBODY
@@ -58,19 +57,25 @@ OVER, DUE, LOG_IS_FULL, INVALID = range(4)
 
 
 @lean_njit
-def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
+def step(a: IntArray, s: State, desk: BookArrays, time_s: float, kind: int) -> None:
     """One event, the next."""
     run = s.run[0]
     run.now_s = time_s
     if kind == ITERATION_END:
         m = s.iterations[1].key
         plan_iteration_end(s, m, NEVER_S)
-        end_iteration(s, m)
+        if run.is_vllm:
+            part_by(a[CODE, CHUNKED])(a, kind, m, 0)
+        else:
+            end_iteration(a, s, m, False)
     elif kind == MACHINE_START:
         m = s.starts[0].key
         pop(s.starts, run.starts)
         run.starts -= 1
-        start_machine(s, m)
+        if run.is_vllm:
+            part_by(a[CODE, CHUNKED])(a, kind, m, 0)
+        else:
+            start_machine(s, m)
     elif kind == ARRIVAL:
         arrive(s, desk)
     elif kind == CONTROL_TICK:
@@ -82,13 +87,13 @@ def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
         if r >= 0:
             end_transfer(s, r)
     elif kind == LEASE_END:
-        end_lease(s)
+        part_by(a[CODE, SELDOM])(a, kind, 0, 0)
     else:
         key = s.events[0].key
         pop(s.events, run.events)
         run.events -= 1
         if kind == FAULT:
-            go_wrong(s, key_machine(key), key_request(key))
+            part_by(a[CODE, SELDOM])(a, kind, key_machine(key), key_request(key))
         else:
             end_switch(s, key_machine(key))
     if run.may_settle:
@@ -194,7 +199,7 @@ def fail(s: State, r: int) -> None:
 
 
 @lean_njit
-def advance(s: State, desk: BookArrays) -> int:
+def advance(a: IntArray, s: State, desk: BookArrays) -> int:
     """Run to the next decision; returns OVER, DUE or LOG_IS_FULL."""
     run = s.run[0]
     while run.pending == NO_DECISION:
@@ -208,14 +213,14 @@ def advance(s: State, desk: BookArrays) -> int:
             return OVER
         if run.log_lines > LOG_CHUNK:
             return LOG_IS_FULL
-        step(s, desk, next_s, kind)
+        step(a, s, desk, next_s, kind)
     return DUE
 
 
 @njit
 def advance_at(a: IntArray) -> int:
     """`advance`, of the run at these addresses (`splitgym.sim.compiled.slots`)."""
-    return advance(state_at(a), desk_at(a))
+    return advance(a, state_at(a), desk_at(a))
 
 
 @lean_njit

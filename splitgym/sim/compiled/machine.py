@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.jit import lean_njit, njit
 from splitgym.sim import books as b
+from splitgym.sim.clock import ITERATION_END
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.events import plan_iteration_end, plan_start
 from splitgym.sim.compiled.iterations import (
@@ -14,37 +18,50 @@ from splitgym.sim.compiled.iterations import (
     start_iteration,
 )
 from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.slots import CODE, SELDOM, part_by, state_at
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.vllm import end_chunk, form_chunked_batch, start_chunks
-from splitgym.sim.compiled.withdrawal import take_leave
+
+IntArray = npt.NDArray[np.int64]
 
 
 @lean_njit
 def start_machine(s: State, m: int) -> None:
-    """Form a batch and begin its iteration, or wait for work."""
-    run = s.run[0]
-    if form_chunked_batch(s, m) if run.is_vllm else form_batch(s, m):
-        duration_s = start_chunks(s, m) if run.is_vllm else start_iteration(s, m)
-        plan_iteration_end(s, m, run.now_s + duration_s)
+    """Form a batch and begin its iteration, or wait for work (discipline `splitwise`)."""
+    if form_batch(s, m):
+        plan_iteration_end(s, m, s.run[0].now_s + start_iteration(s, m))
     else:
         s.machines[m].is_idle = True
 
 
+@njit
+def chunked_at(a: IntArray, kind: int, m: int, _: int) -> int:
+    """The start or the end of an iteration under discipline `vllm`."""
+    s = state_at(a)
+    if kind == ITERATION_END:
+        end_iteration(a, s, m, True)
+    elif form_chunked_batch(s, m):
+        plan_iteration_end(s, m, s.run[0].now_s + start_chunks(s, m))
+    else:
+        s.machines[m].is_idle = True
+    return 0
+
+
 @lean_njit
-def end_iteration(s: State, m: int) -> None:
+def end_iteration(a: IntArray, s: State, m: int, is_chunked: bool) -> None:
     """Hand out the tokens: decodes first, then the first tokens of prompts, which join afterwards."""
     note_change(s, m)
-    machine, row, run = s.machines[m], s.books[m], s.run[0]
+    machine, row = s.machines[m], s.books[m]
     count, decodes = machine.batch_prompts, machine.batch_decodes
     if machine.leaving_first >= 0:
-        take_leave(s, m)
+        part_by(a[CODE, SELDOM])(a, ITERATION_END, m, 0)
     machine.is_busy = False
     if machine.batch_decodes > 0 or not machine.batch_serves_all:
         end_decodes(s, m)
     r = machine.batch_first
     for _ in range(machine.batch_prompts):
         following = s.requests[r].next
-        if run.is_vllm:
+        if is_chunked:
             is_prompt_over = end_chunk(s, m, r)
         else:
             is_prompt_over = not s.requests[r].was_preempted

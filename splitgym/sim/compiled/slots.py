@@ -17,20 +17,32 @@ _DESK = len(State._fields)
 NUM_ARRAYS = _DESK + len(BookArrays._fields)
 
 CODE = NUM_ARRAYS
-"""The row that holds the address of `splitgym.sim.compiled.loop.advance_at`."""
+"""The row that holds the addresses of code: of `loop.advance_at`, and of the parts that not every run needs.
+
+What is called by its address is compiled once, whoever calls it, and only if a run needs it.
+"""
+
+CHUNKED, SELDOM = 1, 2
+"""Columns of that row: `machine.chunked_at` (discipline `vllm`) and `seldom.seldom_at`; 0 where a run needs neither."""
 
 ADVANCE = types.int64(types.int64[:, ::1])
-"""Its signature."""
+"""The signature of the first."""
 
 advance_by = callable_at(ADVANCE)
-"""In compiled code: that function at its address. The engine's largest part is compiled once, whoever drives it."""
+"""In compiled code: that function at its address."""
+
+PART = types.int64(types.int64[:, ::1], types.int64, types.int64, types.int64)  # type: ignore[no-untyped-call]
+"""Of the parts: a run's addresses, what to do, a machine, a number."""
+
+part_by = callable_at(PART)
+"""In compiled code: a part at its address."""
 
 _FLOAT, _INT, _BOOL = np.float64, np.int64, np.bool_
 
 
-def run_rows(state: State, desk: BookArrays, code: int) -> IntArray:
-    """(NUM_ARRAYS + 1, 3) the addresses of a run's arrays, and of the code that advances it."""
-    return np.concatenate([addresses((*state, *desk)), [[code, 0, 0]]])
+def run_rows(state: State, desk: BookArrays, code: tuple[int, int, int]) -> IntArray:
+    """(NUM_ARRAYS + 1, 3) the addresses of a run's arrays, and of its code."""
+    return np.concatenate([addresses((*state, *desk)), [code]])
 
 
 @njit
