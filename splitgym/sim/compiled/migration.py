@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitgym.jit import lean_njit
+from splitgym.jit import lean_njit, seldom_njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.assignment import enter_queue, leave_books
@@ -23,7 +23,7 @@ from splitgym.sim.compiled.state import State
 from splitgym.view import PROMPT, READY, TOKEN
 
 
-@lean_njit
+@seldom_njit
 def leave_phases(s: State, m: int) -> None:
     """A role change: what waits is given to others at once, decodes at the next boundary (`move_decodes`)."""
     machine = s.machines[m]
@@ -112,7 +112,7 @@ def least_pending(s: State, r: int, m: int) -> int:
     return best
 
 
-@lean_njit
+@seldom_njit
 def redirect(s: State, r: int) -> None:
     """Its prompt phase is not over: its token phase is to be elsewhere."""
     d = freest(s, r)
@@ -126,7 +126,7 @@ def is_leaving(s: State, m: int) -> bool:
     return s.machines[m].loses_tokens and s.run[0].migrates  # type: ignore[no-any-return]
 
 
-@lean_njit
+@seldom_njit
 def move_decodes(s: State, m: int) -> bool:
     """At an iteration boundary: caches of decodes are to be sent, in order of arrival; whether there are any."""
     machine, row = s.machines[m], s.books[m]

@@ -31,7 +31,7 @@ ADVANCE = types.int64(types.int64[:, ::1])
 advance_by = callable_at(ADVANCE)
 """In compiled code: that function at its address."""
 
-PART = types.int64(types.int64[:, ::1], types.int64, types.int64, types.int64)  # type: ignore[no-untyped-call]
+PART = types.int64(types.int64[:, ::1], types.int64, types.int64, types.int64)
 """Of the parts: a run's addresses, what to do, a machine, a number."""
 
 part_by = callable_at(PART)
