@@ -90,6 +90,7 @@ class PrefixCache:
                 del self.kept[name]
 
     def _keep(self, name: int, tokens: int) -> None:
+        self._take(name)  # a request's own, where it was here before
         if tokens > 0:
             self.kept[name] = tokens
             self.kept_tokens += tokens

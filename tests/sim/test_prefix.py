@@ -13,6 +13,7 @@ from splitgym.hardware import LatencyLaw, load_profile, model_spec
 from splitgym.policies import make_policy
 from splitgym.sim.cluster import Cluster, Scenario, Transfer, VllmBatching
 from splitgym.sim.compiled import CompiledEngine
+from splitgym.sim.prefix import PrefixCache, own_name
 from splitgym.sim.reference import ReferenceEngine
 from splitgym.sim.run import RunResult, run
 from splitgym.workload import Prefixes, Requests, read_trace
@@ -131,6 +132,17 @@ def test_a_preempted_request_finds_its_own_blocks(engine: str) -> None:
     assert min(result.preemptions for result in results) > 3
     assert results[1].prefix_hit_tokens > 0
     assert results[1].rows.e2e_s.mean() < 0.9 * results[0].rows.e2e_s.mean()
+
+
+def test_what_is_ones_own_is_kept_once() -> None:
+    """A decode that a role change moved away and later back leaves its blocks twice: the later ones count."""
+    cache = PrefixCache(block_size=4, prefix_tokens=0)
+    for tokens in (8, 12):
+        assert cache.release([], own_name(0), tokens) == 0
+    assert cache.kept_tokens == 12
+    assert cache.hit_tokens([], own_name(0), 100) == 12
+    cache.give_up(0)
+    assert cache.kept == {}
 
 
 def test_blocks_that_do_not_fit() -> None:

@@ -86,10 +86,7 @@ def shared_tokens(s: State, m: int, r: int) -> int:
 @seldom_njit
 def use_prefix(s: State, m: int, r: int) -> None:
     """A request is admitted."""
-    c = find(s, m, own_name(s, r))
-    if c >= 0:
-        take_out(s, m, c)
-        remove_copy(s, own_name(s, r), c)
+    forget_own(s, m, r)
     for i in range(s.prefix_first[r], names_end(s, m, r)):
         c = find(s, m, s.prefix_names[i])
         if c < 0:
@@ -97,6 +94,15 @@ def use_prefix(s: State, m: int, r: int) -> None:
         elif s.copies[c].users == 0:
             take_out(s, m, c)
         s.copies[c].users += 1
+
+
+@lean_njit
+def forget_own(s: State, m: int, r: int) -> None:
+    """What is only this request's is not kept any more."""
+    c = find(s, m, own_name(s, r))
+    if c >= 0:
+        take_out(s, m, c)
+        remove_copy(s, own_name(s, r), c)
 
 
 @seldom_njit
@@ -118,6 +124,7 @@ def release(s: State, m: int, r: int, tokens: int) -> int:
     """A request of that many tokens gives them back, the last first; returns how many others still use."""
     first, end = s.prefix_first[r], names_end(s, m, r)
     own_tokens = tokens - (end - first) * s.run[0].prefix_tokens
+    forget_own(s, m, r)  # of an earlier stay
     if own_tokens > 0:
         c = add_copy(s, m, own_name(s, r))
         s.copies[c].tokens = own_tokens
