@@ -7,7 +7,6 @@ prompt phase on, as a router does that hears of the prompt phase's end and of no
 
 from __future__ import annotations
 
-import math
 from bisect import insort
 from collections.abc import Collection
 
@@ -43,9 +42,9 @@ def close_gap(world: World, request: int, now_s: float) -> None:
         world.outcome.tbt_max_s[request] = tbt_max_s
 
 
-def await_first_token(world: World, machine: SimMachine, request: int) -> None:
-    """A decode takes its place; where it has no token yet, its first is the next."""
-    if math.isnan(world.outcome.first_token_s[request]):
+def await_first_token(world: World, machine: SimMachine, request: int, remaining_tokens: int) -> None:
+    """A decode takes its place, with so many tokens to come; where these are all, its first is the next."""
+    if remaining_tokens == world.output_tokens[request]:
         insort(machine.starting, request)
 
 

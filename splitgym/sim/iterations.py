@@ -333,7 +333,7 @@ def take_place(world: World, machine: SimMachine, request: int) -> None:
         machine.decodes.join(request, whole, remaining, *world.last_token(request))
     else:
         machine.decodes.join(request, whole, *moved)
-    await_first_token(world, machine, request)
+    await_first_token(world, machine, request, remaining)
 
 
 SPLITWISE = Discipline(form_batch, start_iteration, end_computation)

@@ -79,9 +79,9 @@ def close_gap(s: State, r: int) -> None:
 
 
 @lean_njit
-def await_first_token(s: State, m: int, r: int) -> None:
-    """A decode takes its place; where it has no token yet, its first is the next."""
-    if not np.isnan(s.requests[r].first_token_s):
+def await_first_token(s: State, m: int, r: int, remaining_tokens: int) -> None:
+    """A decode takes its place, with so many tokens to come; where these are all, its first is the next."""
+    if remaining_tokens < s.requests[r].output_tokens:
         return
     machine = s.machines[m]
     before, after = -1, machine.starting_first

@@ -104,7 +104,7 @@ def take_place(s: State, m: int, r: int) -> None:
         add_decode(s, m, r, remaining_tokens)
     else:
         join_decodes(s, m, r, remaining_tokens)
-    await_first_token(s, m, r)
+    await_first_token(s, m, r, remaining_tokens)
 
 
 @lean_njit
