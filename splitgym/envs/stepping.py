@@ -16,7 +16,7 @@ from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.compiled.loop import DUE, INVALID, ask, carry_out, change, predict, show
 from splitgym.sim.compiled.notes import changed_since
 from splitgym.sim.compiled.pointers import addresses, floats_at
-from splitgym.sim.compiled.slots import CODE, advance_by, desk_at, state_at
+from splitgym.sim.compiled.slots import ADVANCE, CODE, NUM_ROWS, advance_by, desk_at, state_at
 from splitgym.sim.compiled.state import NO_DECISION, State
 from splitgym.sim.compiled.totals import read_meters
 from splitgym.sim.ledger import Meters
@@ -97,7 +97,7 @@ class Crew(NamedTuple):
     warming_up_at_tick: Kernel
 
 
-ROWS = CODE + 1 + 3 * len(Crew._fields)
+ROWS = NUM_ROWS + 3 * len(Crew._fields)
 """Of the table that `step_all` reads."""
 
 
@@ -154,7 +154,7 @@ def step_all(
 @njit
 def kernel_at(a: IntArray, number: int) -> Kernel:
     """The kernel that `kernel_rows` wrote as that number of the crew."""
-    row = CODE + 1 + 3 * number
+    row = NUM_ROWS + 3 * number
     return Kernel(a[row, 0], floats_at(a[row + 1]), floats_at(a[row + 2]), a[row, 1] != 0)
 
 
@@ -223,7 +223,7 @@ def to_next(  # type: ignore[no-untyped-def]
     """Run to the learner's next decision: DUE, OVER or INVALID."""
     run = s.run[0]
     while True:
-        status = advance_by(a[CODE, 0])(a)
+        status = advance_by(a[CODE + ADVANCE, 0])(a)
         if status != DUE:
             return status  # type: ignore[no-any-return]
         is_tick = run.pending == TICK

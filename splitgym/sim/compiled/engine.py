@@ -15,12 +15,16 @@ from splitgym.sim.cluster import Scenario
 from splitgym.sim.compiled import entries
 from splitgym.sim.compiled.arena import Arena
 from splitgym.sim.compiled.kernel import Kernel
+from splitgym.sim.compiled.leases import leases_at
 from splitgym.sim.compiled.log import hand_over
 from splitgym.sim.compiled.loop import DUE, INVALID, LOG_IS_FULL, OVER, advance_at
 from splitgym.sim.compiled.machine import chunked_at
+from splitgym.sim.compiled.migration import migration_at
+from splitgym.sim.compiled.network import links_at
+from splitgym.sim.compiled.outages import outages_at
 from splitgym.sim.compiled.pointers import address_of
-from splitgym.sim.compiled.seldom import is_needed, seldom_at
-from splitgym.sim.compiled.slots import ADVANCE, PART, run_rows
+from splitgym.sim.compiled.prefix import prefixes_at
+from splitgym.sim.compiled.slots import ADVANCE_SIGNATURE, PART_SIGNATURE, run_rows
 from splitgym.sim.compiled.state import NO_DECISION, State, new_state, rows_of, size_of
 from splitgym.sim.ledger import Meters
 from splitgym.sim.outside import (
@@ -109,13 +113,21 @@ class CompiledEngine:
         self._run = self._state.run[0]
         self.addresses = run_rows(self._state, self._desk, self._code())
 
-    def _code(self) -> tuple[int, int, int]:
-        """Where the code lies that this run needs."""
-        return (
-            address_of(advance_at, ADVANCE),
-            address_of(chunked_at, PART) if self.scenario.cluster.vllm else 0,
-            address_of(seldom_at, PART) if is_needed(self.scenario) else 0,
+    def _code(self) -> list[int]:
+        """Where the parts of the code lie, 0 for those that this run does not need."""
+        cluster = self.scenario.cluster
+        others = (
+            (chunked_at, bool(cluster.vllm)),
+            (links_at, cluster.transfer.is_shared),
+            (prefixes_at, self.scenario.caches_prefixes),
+            (leases_at, cluster.transfer.kv_lease_s is not None),
+            (migration_at, cluster.migrate),
+            (outages_at, self.scenario.is_disturbed),
         )
+        return [
+            address_of(advance_at, ADVANCE_SIGNATURE),
+            *(address_of(part, PART_SIGNATURE) if is_needed else 0 for part, is_needed in others),
+        ]
 
     # --- driving ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from splitgym.jit import njit
 from splitgym.sim.compiled import loop
 from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.compiled.loop import DUE, INVALID, OVER, ask, carry_out
-from splitgym.sim.compiled.slots import CODE, advance_by, desk_at, state_at
+from splitgym.sim.compiled.slots import ADVANCE, CODE, advance_by, desk_at, state_at
 from splitgym.sim.compiled.state import NEVER_S, NO_DECISION
 from splitgym.sim.compiled.totals import read_meters
 from splitgym.sim.ledger import Meters
@@ -21,7 +21,7 @@ IntArray = npt.NDArray[np.int64]
 @njit
 def advance_to_view(a: IntArray) -> int:
     """Run to the next decision and bring the view up to date for it: DUE, OVER or LOG_IS_FULL."""
-    status: int = advance_by(a[CODE, 0])(a)
+    status: int = advance_by(a[CODE + ADVANCE, 0])(a)
     if status == DUE:
         loop.show(state_at(a), desk_at(a), True)
     return status
@@ -73,7 +73,7 @@ def run_kernels(
     run = s.run[0]
     new_roles[:] = -1
     while True:
-        status = advance_by(a[CODE, 0])(a)
+        status = advance_by(a[CODE + ADVANCE, 0])(a)
         if status != DUE:
             return status  # type: ignore[no-any-return]
         is_tick = run.pending == TICK
@@ -95,7 +95,7 @@ def follow_up(a: IntArray, last_s: float) -> int:
     run.follow_up = True
     run.last_s = last_s
     run.pending = NO_DECISION
-    status: int = advance_by(a[CODE, 0])(a)
+    status: int = advance_by(a[CODE + ADVANCE, 0])(a)
     if status == OVER:
         if run.horizon_s != NEVER_S:
             is_cut = run.unfinished > 0 and last_s != NEVER_S

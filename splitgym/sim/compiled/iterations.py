@@ -32,8 +32,9 @@ from splitgym.sim.compiled.first_tokens import (
 )
 from splitgym.sim.compiled.leases import start_lease
 from splitgym.sim.compiled.memory import admits, free, in_blocks, join, receive, send, wait_for_room
-from splitgym.sim.compiled.migration import is_leaving, move_decodes, redirect
+from splitgym.sim.compiled.migration import MOVE_DECODES, REDIRECT, is_leaving
 from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.slots import MIGRATION, call
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.totals import count_finish
 from splitgym.sim.energy import iteration_energy_j
@@ -50,7 +51,7 @@ def form_batch(s: State, m: int) -> bool:
     if machine.joining > 0:
         take_in(s, m)
     if is_leaving(s, m):
-        move_decodes(s, m)
+        call(s, MIGRATION, MOVE_DECODES, m, -1, 0)
     forced = count_forced(s, m) if machine.has_left_out else 0
     size = tokens = forced
     machine.batch_first = machine.queue_first
@@ -298,7 +299,7 @@ def end_prompt(s: State, m: int, r: int) -> None:
     machine, row, request, run = s.machines[m], s.books[m], s.requests[r], s.run[0]
     prompt_tokens = request.prompt_tokens
     if run.migrates and request.token_machine != m and is_leaving(s, request.token_machine) and not run.is_layerwise:
-        redirect(s, r)
+        call(s, MIGRATION, REDIRECT, -1, r, 0)
     answered_late = is_answered_late(s, r)
     if not answered_late:
         if request.is_resumed:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.jit import lean_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.events import forget_lease_end, make_runnable, plan_lease_end
 from splitgym.sim.compiled.first_tokens import tokens_at_start, unbook_cache
 from splitgym.sim.compiled.memory import free, held_until_sent
 from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.slots import state_at
 from splitgym.sim.compiled.state import NEVER_S, State
+
+IntArray = npt.NDArray[np.int64]
 
 
 @lean_njit
@@ -17,6 +23,13 @@ def start_lease(s: State, r: int) -> None:
     """Its prompt phase is over; if its cache has to wait for room, then no longer than this."""
     if s.run[0].kv_lease_s < NEVER_S and s.machines[s.requests[r].token_machine].inbox_last == r:
         plan_lease_end(s, r)
+
+
+@njit
+def leases_at(a: IntArray, _what: int, _m: int, _r: int, _number: int) -> int:
+    """The first lease ends."""
+    end_lease(state_at(a))
+    return 0
 
 
 @lean_njit

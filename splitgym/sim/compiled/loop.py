@@ -39,9 +39,9 @@ from splitgym.sim.compiled.memory import end_transfer
 from splitgym.sim.compiled.network import end_next
 from splitgym.sim.compiled.notes import changed_since, note_change, note_scrapes
 from splitgym.sim.compiled.outages import may_wait, place_waiting, wait_for_a_machine
-from splitgym.sim.compiled.prefix import count_hits
+from splitgym.sim.compiled.prefix import COUNT_HITS
 from splitgym.sim.compiled.roles import change_role, end_switch, settle
-from splitgym.sim.compiled.slots import CHUNKED, CODE, SELDOM, desk_at, part_by, state_at
+from splitgym.sim.compiled.slots import CHUNKED, LEASES, OUTAGES, PREFIXES, call, desk_at, state_at
 from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
 from splitgym.sim.compiled.totals import count_arrival
 from splitgym.sim.faults import NOBODY
@@ -57,7 +57,7 @@ OVER, DUE, LOG_IS_FULL, INVALID = range(4)
 
 
 @lean_njit
-def step(a: IntArray, s: State, desk: BookArrays, time_s: float, kind: int) -> None:
+def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
     """One event, the next."""
     run = s.run[0]
     run.now_s = time_s
@@ -65,15 +65,15 @@ def step(a: IntArray, s: State, desk: BookArrays, time_s: float, kind: int) -> N
         m = s.iterations[1].key
         plan_iteration_end(s, m, NEVER_S)
         if run.is_vllm:
-            part_by(a[CODE, CHUNKED])(a, kind, m, 0)
+            call(s, CHUNKED, kind, m, -1, 0)
         else:
-            end_iteration(a, s, m, False)
+            end_iteration(s, m, False)
     elif kind == MACHINE_START:
         m = s.starts[0].key
         pop(s.starts, run.starts)
         run.starts -= 1
         if run.is_vllm:
-            part_by(a[CODE, CHUNKED])(a, kind, m, 0)
+            call(s, CHUNKED, kind, m, -1, 0)
         else:
             start_machine(s, m)
     elif kind == ARRIVAL:
@@ -87,13 +87,13 @@ def step(a: IntArray, s: State, desk: BookArrays, time_s: float, kind: int) -> N
         if r >= 0:
             end_transfer(s, r)
     elif kind == LEASE_END:
-        part_by(a[CODE, SELDOM])(a, kind, 0, 0)
+        call(s, LEASES, kind, -1, -1, 0)
     else:
         key = s.events[0].key
         pop(s.events, run.events)
         run.events -= 1
         if kind == FAULT:
-            part_by(a[CODE, SELDOM])(a, kind, key_machine(key), key_request(key))
+            call(s, OUTAGES, kind, key_machine(key), key_request(key), 0)
         else:
             end_switch(s, key_machine(key))
     if run.may_settle:
@@ -148,7 +148,7 @@ def ask_for(s: State, desk: BookArrays, r: int) -> None:
         run.pending = ARRIVAL_DECISION
         run.pending_request = r
         if run.caches_prefixes:
-            count_hits(s, r, desk.hits)
+            call(s, PREFIXES, COUNT_HITS, -1, r, 0)
     elif run.follow_up or (run.is_disturbed and may_wait(s)):
         wait_for_a_machine(s, r)
     else:
@@ -199,7 +199,7 @@ def fail(s: State, r: int) -> None:
 
 
 @lean_njit
-def advance(a: IntArray, s: State, desk: BookArrays) -> int:
+def advance(s: State, desk: BookArrays) -> int:
     """Run to the next decision; returns OVER, DUE or LOG_IS_FULL."""
     run = s.run[0]
     while run.pending == NO_DECISION:
@@ -213,14 +213,14 @@ def advance(a: IntArray, s: State, desk: BookArrays) -> int:
             return OVER
         if run.log_lines > LOG_CHUNK:
             return LOG_IS_FULL
-        step(a, s, desk, next_s, kind)
+        step(s, desk, next_s, kind)
     return DUE
 
 
 @njit
 def advance_at(a: IntArray) -> int:
     """`advance`, of the run at these addresses (`splitgym.sim.compiled.slots`)."""
-    return advance(a, state_at(a), desk_at(a))
+    return advance(state_at(a), desk_at(a))
 
 
 @lean_njit

@@ -18,7 +18,7 @@ from splitgym.sim.compiled.iterations import (
     start_iteration,
 )
 from splitgym.sim.compiled.notes import note_change
-from splitgym.sim.compiled.slots import CODE, SELDOM, part_by, state_at
+from splitgym.sim.compiled.slots import OUTAGES, call, state_at
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.vllm import end_chunk, form_chunked_batch, start_chunks
 
@@ -35,11 +35,11 @@ def start_machine(s: State, m: int) -> None:
 
 
 @njit
-def chunked_at(a: IntArray, kind: int, m: int, _: int) -> int:
+def chunked_at(a: IntArray, kind: int, m: int, _r: int, _number: int) -> int:
     """The start or the end of an iteration under discipline `vllm`."""
     s = state_at(a)
     if kind == ITERATION_END:
-        end_iteration(a, s, m, True)
+        end_iteration(s, m, True)
     elif form_chunked_batch(s, m):
         plan_iteration_end(s, m, s.run[0].now_s + start_chunks(s, m))
     else:
@@ -48,13 +48,13 @@ def chunked_at(a: IntArray, kind: int, m: int, _: int) -> int:
 
 
 @lean_njit
-def end_iteration(a: IntArray, s: State, m: int, is_chunked: bool) -> None:
+def end_iteration(s: State, m: int, is_chunked: bool) -> None:
     """Hand out the tokens: decodes first, then the first tokens of prompts, which join afterwards."""
     note_change(s, m)
     machine, row = s.machines[m], s.books[m]
     count, decodes = machine.batch_prompts, machine.batch_decodes
     if machine.leaving_first >= 0:
-        part_by(a[CODE, SELDOM])(a, ITERATION_END, m, 0)
+        call(s, OUTAGES, ITERATION_END, m, -1, 0)
     machine.is_busy = False
     if machine.batch_decodes > 0 or not machine.batch_serves_all:
         end_decodes(s, m)

@@ -12,7 +12,8 @@ from splitgym.sim.compiled.events import forget_lease_end, make_runnable, plan
 from splitgym.sim.compiled.first_tokens import reported_tokens, tokens_at_start, tokens_to_send, unbook_cache
 from splitgym.sim.compiled.network import begin_flow
 from splitgym.sim.compiled.notes import note_change
-from splitgym.sim.compiled.prefix import give_up_surplus, release
+from splitgym.sim.compiled.prefix import RELEASE, give_up_surplus
+from splitgym.sim.compiled.slots import PREFIXES, call
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, READY
 
@@ -48,7 +49,7 @@ def let_go(s: State, m: int, r: int, tokens: int) -> None:
     machine = s.machines[m]
     machine.kv_used_tokens -= tokens
     if machine.caches_prefixes:
-        machine.kv_used_tokens += release(s, m, r, tokens)
+        machine.kv_used_tokens += call(s, PREFIXES, RELEASE, m, r, tokens)
 
 
 @lean_njit

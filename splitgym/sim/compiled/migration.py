@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from splitgym.jit import lean_njit, seldom_njit
+from splitgym.jit import lean_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.assignment import enter_queue, leave_books
@@ -19,11 +20,30 @@ from splitgym.sim.compiled.first_tokens import (
 from splitgym.sim.compiled.leases import leave_inbox
 from splitgym.sim.compiled.memory import receive, wait_for_room
 from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.slots import state_at
 from splitgym.sim.compiled.state import State
 from splitgym.view import PROMPT, READY, TOKEN
 
+IntArray = npt.NDArray[np.int64]
 
-@seldom_njit
+LEAVE_PHASES, MOVE_DECODES, REDIRECT = range(3)
+"""What `migration_at` does."""
+
+
+@njit
+def migration_at(a: IntArray, what: int, m: int, r: int, _number: int) -> int:
+    """`leave_phases`, `move_decodes` (returns whether there were any) or `redirect`."""
+    s = state_at(a)
+    if what == LEAVE_PHASES:
+        leave_phases(s, m)
+    elif what == REDIRECT:
+        redirect(s, r)
+    elif move_decodes(s, m):
+        return 1
+    return 0
+
+
+@lean_njit
 def leave_phases(s: State, m: int) -> None:
     """A role change: what waits is given to others at once, decodes at the next boundary (`move_decodes`)."""
     machine = s.machines[m]
@@ -112,7 +132,7 @@ def least_pending(s: State, r: int, m: int) -> int:
     return best
 
 
-@seldom_njit
+@lean_njit
 def redirect(s: State, r: int) -> None:
     """Its prompt phase is not over: its token phase is to be elsewhere."""
     d = freest(s, r)
@@ -126,7 +146,7 @@ def is_leaving(s: State, m: int) -> bool:
     return s.machines[m].loses_tokens and s.run[0].migrates  # type: ignore[no-any-return]
 
 
-@seldom_njit
+@lean_njit
 def move_decodes(s: State, m: int) -> bool:
     """At an iteration boundary: caches of decodes are to be sent, in order of arrival; whether there are any."""
     machine, row = s.machines[m], s.books[m]

@@ -6,10 +6,19 @@ receiver. Each receiver knows which of its pairs has a transfer that ends first;
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit, seldom_njit
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.jit import lean_njit, njit
 from splitgym.sim.clock import TRANSFER_END
 from splitgym.sim.compiled.events import event_key, key_request, plan, pop, set_time
+from splitgym.sim.compiled.slots import LINKS, call, state_at
 from splitgym.sim.compiled.state import NEVER_S, State
+
+IntArray = npt.NDArray[np.int64]
+
+ENTER, END = range(2)
+"""What `links_at` does."""
 
 
 @lean_njit
@@ -19,7 +28,7 @@ def begin_flow(s: State, r: int, size_bytes: float, overhead_s: float) -> None:
     if overhead_s > 0:
         plan(s, s.run[0].now_s + overhead_s, TRANSFER_END, s.requests[r].token_machine, r)
     else:
-        enter_link(s, r)
+        call(s, LINKS, ENTER, -1, r, 0)
 
 
 @lean_njit
@@ -30,17 +39,27 @@ def end_next(s: State) -> int:
         m, other = s.flow_ends[1].key, s.events[0]
         key = event_key(TRANSFER_END, m, s.pairs[s.machines[m].first_to_end].first)
         if run.events == 0 or is_before(s.flow_ends[1].time_s, key, other.time_s, other.key):
-            return end_flow(s, s.machines[m].first_to_end)
+            return call(s, LINKS, END, -1, -1, s.machines[m].first_to_end)
     r = key_request(s.events[0].key)
     pop(s.events, run.events)
     run.events -= 1
     if not run.is_shared:
         return r
-    enter_link(s, r)
+    call(s, LINKS, ENTER, -1, r, 0)
     return -1
 
 
-@seldom_njit
+@njit
+def links_at(a: IntArray, what: int, _m: int, r: int, number: int) -> int:
+    """ENTER: a transfer enters its links; END: the first of a pair ends, whose number it is: returns whose it is."""
+    s = state_at(a)
+    if what == END:
+        return end_flow(s, number)
+    enter_link(s, r)
+    return r
+
+
+@lean_njit
 def enter_link(s: State, r: int) -> None:
     """Its bytes are sent from now on."""
     source, destination = s.requests[r].cache_machine, s.requests[r].token_machine
@@ -63,7 +82,7 @@ def enter_link(s: State, r: int) -> None:
     share(s, source, destination, 1)
 
 
-@seldom_njit
+@lean_njit
 def end_flow(s: State, k: int) -> int:
     """The first transfer of a pair ends: returns whose it is."""
     pair = s.pairs[k]

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from splitgym.jit import lean_njit, seldom_njit
+from splitgym.jit import lean_njit, njit, seldom_njit
 from splitgym.sim import books as b
-from splitgym.sim.clock import ROLE_READY
+from splitgym.sim.clock import FAULT, ROLE_READY
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.chains import take_from_unplaced
 from splitgym.sim.compiled.events import cancel, plan_iteration_end, plan_start
 from splitgym.sim.compiled.memory import offer_room
 from splitgym.sim.compiled.notes import note_change
+from splitgym.sim.compiled.slots import state_at
 from splitgym.sim.compiled.state import NEVER_S, State
 from splitgym.sim.compiled.withdrawal import ask_again, take_leave, withdraw
 from splitgym.sim.faults import DOWN, NOBODY, PACE
 from splitgym.sim.rows import ABANDONED, IN_FLIGHT
 from splitgym.view import DOWN as IS_DOWN
 from splitgym.view import DRAINING, READY, SWITCHING
+
+IntArray = npt.NDArray[np.int64]
+
+
+@njit
+def outages_at(a: IntArray, what: int, m: int, r: int, _number: int) -> int:
+    """A FAULT; or an iteration ends, and those withdrawn during it leave."""
+    s = state_at(a)
+    if what == FAULT:
+        go_wrong(s, m, r)
+    else:
+        take_leave(s, m)
+    return 0
 
 
 @seldom_njit

@@ -5,9 +5,31 @@ The copies of a name are chained; those that nobody uses are chained by machine,
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit, seldom_njit
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.jit import lean_njit, njit
 from splitgym.sim.books import FloatArray
+from splitgym.sim.compiled.slots import PREFIXES, call, desk_at, state_at
 from splitgym.sim.compiled.state import State
+
+IntArray = npt.NDArray[np.int64]
+
+COUNT_HITS, RELEASE, GIVE_UP = range(3)
+"""What `prefixes_at` does."""
+
+
+@njit
+def prefixes_at(a: IntArray, what: int, m: int, r: int, tokens: int) -> int:
+    """`count_hits` for the view; `release`, which returns the tokens still used; `give_up` down to ``tokens``."""
+    s = state_at(a)
+    if what == COUNT_HITS:
+        count_hits(s, r, desk_at(a).hits)
+    elif what == RELEASE:
+        return release(s, m, r, tokens)
+    else:
+        give_up(s, m, tokens)
+    return 0
 
 
 @lean_njit
@@ -32,7 +54,7 @@ def find(s: State, m: int, name: int) -> int:
     return c  # type: ignore[no-any-return]
 
 
-@seldom_njit
+@lean_njit
 def count_hits(s: State, r: int, hits: FloatArray) -> None:
     """How much of a prompt each machine has: (num_machines,)."""
     hits[:] = 0.0
@@ -55,7 +77,7 @@ def most_hit(s: State, m: int, tokens: int) -> int:
     return (tokens - 1) // size * size  # type: ignore[no-any-return]
 
 
-@seldom_njit
+@lean_njit
 def hit_tokens(s: State, m: int, r: int, tokens: int) -> int:
     """How many of a prompt's ``tokens`` are there from its beginning on."""
     hit, is_whole = 0, True
@@ -83,7 +105,7 @@ def shared_tokens(s: State, m: int, r: int) -> int:
     return shared
 
 
-@seldom_njit
+@lean_njit
 def use_prefix(s: State, m: int, r: int) -> None:
     """A request is admitted."""
     forget_own(s, m, r)
@@ -105,7 +127,7 @@ def forget_own(s: State, m: int, r: int) -> None:
         remove_copy(s, own_name(s, r), c)
 
 
-@seldom_njit
+@lean_njit
 def publish(s: State, m: int, r: int) -> None:
     """Others may use the full blocks of its prompt that are computed, or will be in this iteration."""
     request, size = s.requests[r], s.run[0].prefix_tokens
@@ -119,7 +141,7 @@ def publish(s: State, m: int, r: int) -> None:
         there -= size
 
 
-@seldom_njit
+@lean_njit
 def release(s: State, m: int, r: int, tokens: int) -> int:
     """A request of that many tokens gives them back, the last first; returns how many others still use."""
     first, end = s.prefix_first[r], names_end(s, m, r)
@@ -146,10 +168,10 @@ def release(s: State, m: int, r: int, tokens: int) -> int:
 @lean_njit
 def give_up_surplus(s: State, m: int) -> None:
     """Memory has been taken: keep no more than is free."""
-    give_up(s, m, s.machines[m].kv_capacity_tokens - s.machines[m].kv_used_tokens)
+    call(s, PREFIXES, GIVE_UP, m, -1, s.machines[m].kv_capacity_tokens - s.machines[m].kv_used_tokens)
 
 
-@seldom_njit
+@lean_njit
 def give_up(s: State, m: int, free_tokens: int) -> None:
     """Keep no more than is free: least recently released first."""
     machine = s.machines[m]

@@ -8,10 +8,11 @@ from splitgym.sim.clock import ROLE_READY
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.events import plan
 from splitgym.sim.compiled.memory import lost_work_is_done, offer_room
-from splitgym.sim.compiled.migration import leave_phases
+from splitgym.sim.compiled.migration import LEAVE_PHASES
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.outages import place_waiting
-from splitgym.sim.compiled.prefix import give_up
+from splitgym.sim.compiled.prefix import GIVE_UP
+from splitgym.sim.compiled.slots import MIGRATION, PREFIXES, call
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, MIXED, PROMPT, READY, SWITCHING, TOKEN
 
@@ -38,7 +39,7 @@ def change_role(s: State, m: int, role: int) -> None:
         s.machines[run.last_draining].next_draining = m
     run.last_draining = m
     if run.migrates:
-        leave_phases(s, m)
+        call(s, MIGRATION, LEAVE_PHASES, m, -1, 0)
     settle(s)
 
 
@@ -66,7 +67,7 @@ def settle(s: State) -> None:
             else:
                 s.books[m, b.LIFECYCLE] = SWITCHING
                 if machine.caches_prefixes:
-                    give_up(s, m, 0)
+                    call(s, PREFIXES, GIVE_UP, m, -1, 0)
                 note_new_role(s, m)
                 machine.switch_start_s = run.now_s
                 lg.log(s, lg.SWITCHING, m, -1)

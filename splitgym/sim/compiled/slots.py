@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import carray, types  # type: ignore[attr-defined]
 
-from splitgym.jit import njit
+from splitgym.jit import lean_njit, njit
 from splitgym.sim.books import BookArrays
 from splitgym.sim.compiled.pointers import addresses, callable_at, pointer_at
 from splitgym.sim.compiled.state import CHANGE, COPY, FLOW, LINE, MACHINE, PAIR, REQUEST, RUN, TIMED, State
@@ -16,33 +16,33 @@ IntArray = npt.NDArray[np.int64]
 _DESK = len(State._fields)
 NUM_ARRAYS = _DESK + len(BookArrays._fields)
 
-CODE = NUM_ARRAYS
-"""The row that holds the addresses of code: of `loop.advance_at`, and of the parts that not every run needs.
+ADVANCE, CHUNKED, LINKS, PREFIXES, LEASES, MIGRATION, OUTAGES = range(7)
+"""Parts of the code: the loop; discipline `vllm`; shared links; prefix caching; and what seldom happens.
 
-What is called by its address is compiled once, whoever calls it, and only if a run needs it.
+A part is compiled once, whoever calls it, and only where a run needs it: it is called by its address.
 """
 
-CHUNKED, SELDOM = 1, 2
-"""Columns of that row: `machine.chunked_at` (discipline `vllm`) and `seldom.seldom_at`; 0 where a run needs neither."""
+CODE = NUM_ARRAYS
+"""The row that holds the address of the first part; the others' follow, 0 where a run does not need them."""
 
-ADVANCE = types.int64(types.int64[:, ::1])
-"""The signature of the first."""
+NUM_ROWS = CODE + 7
 
-advance_by = callable_at(ADVANCE)
-"""In compiled code: that function at its address."""
+ADVANCE_SIGNATURE = types.int64(types.int64[:, ::1])
+PART_SIGNATURE = types.int64(types.int64[:, ::1], types.int64, types.int64, types.int64, types.int64)
+"""Of the other parts: a run's rows, what to do, a machine, a request, a number."""
 
-PART = types.int64(types.int64[:, ::1], types.int64, types.int64, types.int64)
-"""Of the parts: a run's addresses, what to do, a machine, a number."""
+advance_by = callable_at(ADVANCE_SIGNATURE)
+"""In compiled code: the loop at its address."""
 
-part_by = callable_at(PART)
-"""In compiled code: a part at its address."""
+part_by = callable_at(PART_SIGNATURE)
+"""In compiled code: another part at its address."""
 
 _FLOAT, _INT, _BOOL = np.float64, np.int64, np.bool_
 
 
-def run_rows(state: State, desk: BookArrays, code: tuple[int, int, int]) -> IntArray:
-    """(NUM_ARRAYS + 1, 3) the addresses of a run's arrays, and of its code."""
-    return np.concatenate([addresses((*state, *desk)), [code]])
+def run_rows(state: State, desk: BookArrays, code: list[int]) -> IntArray:
+    """(NUM_ROWS, 3) the addresses of a run's arrays, and of the parts of its code."""
+    return np.concatenate([addresses((*state, *desk)), [[address, 0, 0] for address in code]])
 
 
 @njit
@@ -74,6 +74,7 @@ def state_at(a: IntArray) -> State:
         prefix_first=carray(pointer_at(a[22, 0]), (a[22, 1],), _INT),
         prefix_names=carray(pointer_at(a[23, 0]), (a[23, 1],), _INT),
         faults=carray(pointer_at(a[24, 0]), (a[24, 1],), CHANGE),
+        rows=a,
     )
 
 
@@ -102,3 +103,9 @@ def desk_at(a: IntArray) -> BookArrays:
         reports=carray(pointer_at(d[17, 0]), (d[17, 1], d[17, 2]), _FLOAT),
         hits=carray(pointer_at(d[18, 0]), (d[18, 1],), _FLOAT),
     )
+
+
+@lean_njit
+def call(s: State, part: int, what: int, m: int, r: int, number: int) -> int:
+    """Have a part do something."""
+    return part_by(s.rows[CODE + part, 0])(s.rows, what, m, r, number)  # type: ignore[no-any-return]

@@ -329,6 +329,7 @@ class State(NamedTuple):
     prefix_first: IntArray  # (num_requests + 1,) as in `splitgym.workload.Prefixes`
     prefix_names: IntArray  # (num_blocks,) names of the blocks of prompts, from 0
     faults: Records  # CHANGE, in order
+    rows: IntArray  # (NUM_ROWS, 3) in compiled code: its own `slots.run_rows`
 
 
 def size_of(scenario: Scenario) -> int:
@@ -410,6 +411,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         reports=books.arrays.reports,
         **_prefix_arrays(scenario, zeros),
         faults=zeros(len(changes), CHANGE),
+        rows=np.zeros((0, 3), np.int64),
     )
     for number, change in enumerate(changes):  # in order, which makes them a heap
         state.faults[number] = change.kind, change.factor

@@ -15,9 +15,10 @@ from splitgym.sim.compiled.first_tokens import (
 )
 from splitgym.sim.compiled.iterations import begin, end_recomputation, take_place
 from splitgym.sim.compiled.memory import admits, in_blocks, let_go, receive
-from splitgym.sim.compiled.migration import is_leaving, move_decodes
+from splitgym.sim.compiled.migration import MOVE_DECODES, is_leaving
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.prefix import give_up_surplus, hit_tokens, publish, shared_tokens, use_prefix
+from splitgym.sim.compiled.slots import MIGRATION, call
 from splitgym.sim.compiled.state import State
 from splitgym.view import SWITCHING
 
@@ -32,7 +33,7 @@ def form_chunked_batch(s: State, m: int) -> bool:
     while is_short:
         if machine.joining > 0:
             take_in_places(s, m)
-        while is_leaving(s, m) and move_decodes(s, m):
+        while is_leaving(s, m) and call(s, MIGRATION, MOVE_DECODES, m, -1, 0):
             take_in_places(s, m)
         is_short = False
         growth = growth_tokens(s, m)
