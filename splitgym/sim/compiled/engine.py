@@ -24,6 +24,7 @@ from splitgym.sim.compiled.network import links_at
 from splitgym.sim.compiled.outages import outages_at
 from splitgym.sim.compiled.pointers import address_of
 from splitgym.sim.compiled.prefix import prefixes_at
+from splitgym.sim.compiled.roles import roles_at
 from splitgym.sim.compiled.slots import ADVANCE_SIGNATURE, PART_SIGNATURE, run_rows
 from splitgym.sim.compiled.state import NO_DECISION, State, new_state, rows_of, size_of
 from splitgym.sim.ledger import Meters
@@ -117,6 +118,7 @@ class CompiledEngine:
         """Where the parts of the code lie, 0 for those that this run does not need."""
         cluster = self.scenario.cluster
         others = (
+            (roles_at, True),
             (chunked_at, bool(cluster.vllm)),
             (links_at, cluster.transfer.is_shared),
             (prefixes_at, self.scenario.caches_prefixes),

@@ -40,8 +40,8 @@ from splitgym.sim.compiled.network import end_next
 from splitgym.sim.compiled.notes import changed_since, note_change, note_scrapes
 from splitgym.sim.compiled.outages import may_wait, place_waiting, wait_for_a_machine
 from splitgym.sim.compiled.prefix import COUNT_HITS
-from splitgym.sim.compiled.roles import change_role, end_switch, settle
-from splitgym.sim.compiled.slots import CHUNKED, LEASES, OUTAGES, PREFIXES, call, desk_at, state_at
+from splitgym.sim.compiled.roles import CHANGE_ROLE, END_SWITCH, SETTLE
+from splitgym.sim.compiled.slots import CHUNKED, LEASES, OUTAGES, PREFIXES, ROLES, call, desk_at, state_at
 from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
 from splitgym.sim.compiled.totals import count_arrival
 from splitgym.sim.faults import NOBODY
@@ -95,9 +95,9 @@ def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
         if kind == FAULT:
             call(s, OUTAGES, kind, key_machine(key), key_request(key), 0)
         else:
-            end_switch(s, key_machine(key))
+            call(s, ROLES, END_SWITCH, key_machine(key), -1, 0)
     if run.may_settle:
-        settle(s)
+        call(s, ROLES, SETTLE, -1, -1, 0)
 
 
 @lean_njit
@@ -298,7 +298,7 @@ def change(s: State, desk: BookArrays, m: int, role: int) -> bool:
     renew_masks(0, desk)
     if not desk.role_mask[m, role]:
         return False
-    change_role(s, m, role)
+    call(s, ROLES, CHANGE_ROLE, m, role, 0)
     return True
 
 

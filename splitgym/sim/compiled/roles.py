@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.jit import lean_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.clock import ROLE_READY
 from splitgym.sim.compiled import log as lg
@@ -12,9 +15,27 @@ from splitgym.sim.compiled.migration import LEAVE_PHASES
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.outages import place_waiting
 from splitgym.sim.compiled.prefix import GIVE_UP
-from splitgym.sim.compiled.slots import MIGRATION, PREFIXES, call
+from splitgym.sim.compiled.slots import MIGRATION, PREFIXES, call, state_at
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, MIXED, PROMPT, READY, SWITCHING, TOKEN
+
+IntArray = npt.NDArray[np.int64]
+
+CHANGE_ROLE, SETTLE, END_SWITCH = range(3)
+"""What `roles_at` does."""
+
+
+@njit
+def roles_at(a: IntArray, what: int, m: int, role: int, _number: int) -> int:
+    """`change_role`, `settle` or `end_switch`."""
+    s = state_at(a)
+    if what == CHANGE_ROLE:
+        change_role(s, m, role)
+    elif what == SETTLE:
+        settle(s)
+    else:
+        end_switch(s, m)
+    return 0
 
 
 @lean_njit
