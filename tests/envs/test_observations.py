@@ -52,7 +52,7 @@ def test_padding_changes_nothing_but_the_shape(mini):
     plain, padded = ClusterEnv(mini), ClusterEnv(mini, max_machines=6)
     first, _ = plain.reset(seed=2)
     second, info = padded.reset(seed=2)
-    assert second["machines"].shape == (6, 26)
+    assert second["machines"].shape == (6, 27)
     assert not second["machines"][4:].any()
     assert second["present"].tolist() == [1, 1, 1, 1, 0, 0]
     assert not any(mask[4:].any() for mask in info["action_mask"])

@@ -72,7 +72,7 @@ def test_conservation(scenario: Scenario, key: int) -> None:
         signs = {"iteration_start": -1.0, "iteration_end": 1.0}
         own = (e for e in engine.recorder.events if e.machine == number)
         idle_j += machine.profile.power.idle_w * (rows.end_s - sum(signs.get(e.kind, 0.0) * e.time_s for e in own))
-    if done.all():
+    if done.all() and not scenario.faults.outages:  # an iteration that breaks off is charged whole, and not in the log
         summed_j = meters.prompt_energy_j + meters.token_energy_j + idle_j
         assert meters.energy_j == pytest.approx(summed_j, rel=1e-9, abs=1e-3)
         assert meters.idle_energy_j == pytest.approx(idle_j, rel=1e-6, abs=1e-2)  # a difference of large sums
