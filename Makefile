@@ -44,7 +44,7 @@ test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser
 
 test-thousand: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m thousand --timeout 3600
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m thousand --hypothesis-profile=default --timeout 3600
 
 INTEGRATIONS ?= .venv-integrations
 test-integrations:

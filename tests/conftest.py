@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time; `make test-thousand` draws new ones.
+settings.register_profile("repeatable", derandomize=True)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

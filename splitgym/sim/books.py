@@ -404,11 +404,13 @@ def overhead_of_s(overhead_s: float, overhead_per_block_s: float, block_tokens: 
 @lean_njit
 def show_times(books: BookArrays) -> None:
     """Bring what `fill_times` wrote into the view."""
+    caches_prefixes = books.costs[CACHES_PREFIXES] > 0
     for m in range(len(books.rows)):
         out, times = books.machines[m], books.times
         out[12] = times[0, m]
         out[21], out[22], out[23], out[24] = times[1, m], times[2, m], times[3, m], times[4, m]
-        out[_HIT] = books.hits[m]
+        if caches_prefixes:
+            out[_HIT] = books.hits[m]
 
 
 @lean_njit

@@ -16,7 +16,7 @@ from splitgym.sim.rows import ABANDONED, COMPLETED, FAILED
 from splitgym.sim.run import run
 from splitgym.view import TICK, Decision
 from splitgym.workload import Requests
-from tests.sim.build import Fixed, Shortest, cluster, law, requests
+from tests.sim.build import Fixed, cluster, law, requests
 from tests.sim.drawn import Random, scenarios
 
 
@@ -72,10 +72,13 @@ def test_conservation(scenario: Scenario, key: int) -> None:
         signs = {"iteration_start": -1.0, "iteration_end": 1.0}
         own = (e for e in engine.recorder.events if e.machine == number)
         idle_j += machine.profile.power.idle_w * (rows.end_s - sum(signs.get(e.kind, 0.0) * e.time_s for e in own))
-    if done.all() and not scenario.faults.outages:  # an iteration that breaks off is charged whole, and not in the log
+    if done.all():
         summed_j = meters.prompt_energy_j + meters.token_energy_j + idle_j
-        assert meters.energy_j == pytest.approx(summed_j, rel=1e-9, abs=1e-3)
-        assert meters.idle_energy_j == pytest.approx(idle_j, rel=1e-6, abs=1e-2)  # a difference of large sums
+        broken_j = summed_j - meters.energy_j  # iterations that broke off are charged whole, and not in the log
+        assert broken_j > -1e-3 - 1e-9 * summed_j  # what rounding leaves
+        if not scenario.faults.outages:
+            assert meters.energy_j == pytest.approx(summed_j, rel=1e-9, abs=1e-3)
+            assert meters.idle_energy_j == pytest.approx(idle_j, rel=1e-6, abs=1e-2)  # a difference of large sums
     # No machine runs two iterations at once.
     for machine in range(scenario.cluster.num_machines):
         starts = [e.time_s for e in engine.recorder.events if e.kind == "iteration_start" and e.machine == machine]
@@ -91,7 +94,7 @@ def test_same_scenario_same_log(scenario: Scenario, key: int) -> None:
         result = run(scenario, Random(key), record=True)
         assert result.recorder is not None
         digests.add(result.recorder.digest())
-        run(scenario, Fixed([(0, 0)]) if scenario.cluster.machines[0].role == 2 else Shortest())  # another in between
+        run(scenario, Random(key + 1))  # another in between
     assert len(digests) == 1
 
 

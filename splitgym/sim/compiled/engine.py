@@ -19,8 +19,10 @@ from splitgym.sim.compiled.leases import leases_at
 from splitgym.sim.compiled.log import hand_over
 from splitgym.sim.compiled.loop import DUE, INVALID, LOG_IS_FULL, OVER, advance_at
 from splitgym.sim.compiled.machine import chunked_at
+from splitgym.sim.compiled.memory import receiving_at
 from splitgym.sim.compiled.migration import migration_at
 from splitgym.sim.compiled.network import links_at
+from splitgym.sim.compiled.notes import scrapes_at
 from splitgym.sim.compiled.outages import outages_at
 from splitgym.sim.compiled.pointers import address_of
 from splitgym.sim.compiled.prefix import prefixes_at
@@ -119,9 +121,11 @@ class CompiledEngine:
         cluster = self.scenario.cluster
         others = (
             (roles_at, True),
+            (receiving_at, True),
             (chunked_at, bool(cluster.vllm)),
             (links_at, cluster.transfer.is_shared),
             (prefixes_at, self.scenario.caches_prefixes),
+            (scrapes_at, cluster.telemetry is not None),
             (leases_at, cluster.transfer.kv_lease_s is not None),
             (migration_at, cluster.migrate),
             (outages_at, self.scenario.is_disturbed),

@@ -31,7 +31,7 @@ from splitgym.sim.compiled.first_tokens import (
     yield_first_tokens,
 )
 from splitgym.sim.compiled.leases import start_lease
-from splitgym.sim.compiled.memory import admits, free, in_blocks, join, receive, send, wait_for_room
+from splitgym.sim.compiled.memory import admits, free, in_blocks, join, let_in, send, wait_for_room
 from splitgym.sim.compiled.migration import MOVE_DECODES, REDIRECT, is_leaving
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.slots import MIGRATION, call
@@ -69,7 +69,7 @@ def form_batch(s: State, m: int) -> bool:
         tokens += prompt_tokens
         if s.requests[r].was_preempted:
             machine.put_back -= 1
-            receive(s, m)
+            let_in(s, m)
     if machine.queue_first < 0:
         machine.queue_last = -1
     machine.queued -= machine.batch_prompts
@@ -340,7 +340,7 @@ def end_prompt(s: State, m: int, r: int) -> None:
         send(s, r)
     else:
         wait_for_room(s, d, r)
-        receive(s, d)
+        let_in(s, d)
         start_lease(s, r)
 
 

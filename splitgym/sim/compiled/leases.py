@@ -8,6 +8,7 @@ import numpy.typing as npt
 from splitgym.jit import lean_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
+from splitgym.sim.compiled.chains import take_from_inbox
 from splitgym.sim.compiled.events import forget_lease_end, make_runnable, plan_lease_end
 from splitgym.sim.compiled.first_tokens import tokens_at_start, unbook_cache
 from splitgym.sim.compiled.memory import free, held_until_sent
@@ -42,7 +43,7 @@ def end_lease(s: State) -> None:
     source, token = request.prompt_machine, request.token_machine
     run.recomputations += 1
     lg.log(s, lg.CACHE_DROPPED, source, r)
-    leave_inbox(s, token, r)
+    take_from_inbox(s, token, r)
     request.was_preempted = True
     request.generated = tokens_at_start(s, r) - request.prompt_tokens
     if not request.is_resumed:
@@ -58,22 +59,6 @@ def end_lease(s: State) -> None:
     if not s.run[0].token_machines_answer:
         unbook_cache(s, r)
     free(s, source, r, held_until_sent(s, source, r))
-
-
-@lean_njit
-def leave_inbox(s: State, m: int, r: int) -> None:
-    """Take one out of the chain of caches that wait for room at ``m``."""
-    machine, following = s.machines[m], s.requests[r].next
-    before = -1
-    other = machine.inbox_first
-    while other != r:
-        before, other = other, s.requests[other].next
-    if before < 0:
-        machine.inbox_first = following
-    else:
-        s.requests[before].next = following
-    if following < 0:
-        machine.inbox_last = before
 
 
 @lean_njit

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.jit import lean_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.books import overhead_of_s
 from splitgym.sim.clock import TRANSFER_END
@@ -13,9 +16,11 @@ from splitgym.sim.compiled.first_tokens import reported_tokens, tokens_at_start,
 from splitgym.sim.compiled.network import begin_flow
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.prefix import RELEASE, give_up_surplus
-from splitgym.sim.compiled.slots import PREFIXES, call
+from splitgym.sim.compiled.slots import PREFIXES, RECEIVING, call, state_at
 from splitgym.sim.compiled.state import State
 from splitgym.view import DRAINING, READY
+
+IntArray = npt.NDArray[np.int64]
 
 
 @lean_njit
@@ -55,7 +60,7 @@ def let_go(s: State, m: int, r: int, tokens: int) -> None:
 @lean_njit
 def offer_room(s: State, m: int) -> None:
     """First to caches waiting for room here, then to prompts, of other machines and its own."""
-    receive(s, m)
+    let_in(s, m)
     machine = s.machines[m]
     if machine.blocked > 0:
         machine.blocked = 0
@@ -86,6 +91,20 @@ def held_until_sent(s: State, m: int, r: int) -> int:
     if s.run[0].is_vllm:
         return in_blocks(s, m, tokens_at_start(s, r) - 1 if request.is_moved else request.prompt_tokens)
     return whole_tokens(s, r) if request.is_moved else request.prompt_tokens + 1
+
+
+@lean_njit
+def let_in(s: State, m: int) -> None:
+    """`receive`, where a cache waits."""
+    if s.machines[m].inbox_first >= 0:
+        call(s, RECEIVING, 0, m, -1, 0)
+
+
+@njit
+def receiving_at(a: IntArray, _what: int, m: int, _r: int, _number: int) -> int:
+    """`receive`."""
+    receive(state_at(a), m)
+    return 0
 
 
 @lean_njit

@@ -9,6 +9,7 @@ from splitgym.jit import lean_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.assignment import enter_queue, leave_books
+from splitgym.sim.compiled.chains import take_from_inbox
 from splitgym.sim.compiled.decoding import remove_decode, whole_tokens
 from splitgym.sim.compiled.events import make_runnable
 from splitgym.sim.compiled.first_tokens import (
@@ -17,8 +18,7 @@ from splitgym.sim.compiled.first_tokens import (
     reported_tokens,
     weight_to_next_token,
 )
-from splitgym.sim.compiled.leases import leave_inbox
-from splitgym.sim.compiled.memory import receive, wait_for_room
+from splitgym.sim.compiled.memory import let_in, wait_for_room
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.slots import state_at
 from splitgym.sim.compiled.state import State
@@ -63,11 +63,11 @@ def leave_phases(s: State, m: int) -> None:
             following = s.requests[r].next
             d = freest(s, r)
             if d >= 0:
-                leave_inbox(s, m, r)
+                take_from_inbox(s, m, r)
                 s.books[m, b.WAITING] -= 1
                 rebook(s, r, d, b.DECODES, b.CONTEXT)
                 wait_for_room(s, d, r)
-                receive(s, d)
+                let_in(s, d)
             r = following
         make_runnable(s, m)
 
@@ -169,7 +169,7 @@ def move_decodes(s: State, m: int) -> bool:
             rebook(s, r, d, b.DECODES, b.CONTEXT)
             row[b.BOOKED_KV] += reported_tokens(s, r)
             wait_for_room(s, d, r)
-            receive(s, d)
+            let_in(s, d)
         r = next_decode(s, m, r)
     return some
 

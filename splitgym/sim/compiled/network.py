@@ -135,7 +135,7 @@ def set_rate(s: State, k: int, bytes_per_s: float) -> bool:
 @lean_njit
 def drop_flow(s: State, r: int) -> None:
     """Send no more of it: of a transfer that is on the links."""
-    source, destination = s.requests[r].prompt_machine, s.requests[r].token_machine
+    source, destination = s.requests[r].cache_machine, s.requests[r].token_machine
     k = s.machines[source].first_sent
     while s.pairs[k].destination != destination:
         k = s.pairs[k].next_sent

@@ -6,11 +6,17 @@ had when it looked, 0 if it never did.
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit
+import numpy as np
+import numpy.typing as npt
+
+from splitgym.jit import lean_njit, njit
 from splitgym.sim import books as b
+from splitgym.sim.compiled.slots import SCRAPES, call, state_at
 from splitgym.sim.compiled.state import State
-from splitgym.sim.telemetry import scrape
+from splitgym.sim.telemetry import NEXT_S, scrape
 from splitgym.view import DRAINING
+
+IntArray = npt.NDArray[np.int64]
 
 
 @lean_njit
@@ -30,8 +36,16 @@ def note_change(s: State, m: int) -> None:
 @lean_njit
 def keep_report(s: State, m: int) -> bool:
     """Keep what a machine has said of itself since its last scrape, if there is a new one."""
+    return s.run[0].now_s >= s.reports[m, NEXT_S] and call(s, SCRAPES, 0, m, -1, 0) > 0
+
+
+@njit
+def scrapes_at(a: IntArray, _what: int, m: int, _r: int, _number: int) -> int:
+    """`scrape`: whether there is a new one."""
+    s = state_at(a)
     row = s.books[m]
-    return scrape(s.reports[m], m, s.run[0].now_s, row[b.RUNNING], row[b.WAITING], row[b.KV_HELD])
+    is_new = scrape(s.reports[m], m, s.run[0].now_s, row[b.RUNNING], row[b.WAITING], row[b.KV_HELD])
+    return 1 if is_new else 0
 
 
 @lean_njit

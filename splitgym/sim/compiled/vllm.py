@@ -14,7 +14,7 @@ from splitgym.sim.compiled.first_tokens import (
     weight_to_next_token,
 )
 from splitgym.sim.compiled.iterations import begin, end_recomputation, take_place
-from splitgym.sim.compiled.memory import admits, in_blocks, let_go, receive
+from splitgym.sim.compiled.memory import admits, in_blocks, let_go, let_in
 from splitgym.sim.compiled.migration import MOVE_DECODES, is_leaving
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.prefix import give_up_surplus, hit_tokens, publish, shared_tokens, use_prefix
@@ -188,7 +188,7 @@ def admit_prompts(s: State, m: int) -> None:
         row[b.WAITING] -= 1
         if is_back:
             machine.put_back -= 1
-            receive(s, m)
+            let_in(s, m)
 
 
 @lean_njit

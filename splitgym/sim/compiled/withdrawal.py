@@ -19,7 +19,7 @@ from splitgym.sim.compiled.first_tokens import (
     weight_to_next_token,
 )
 from splitgym.sim.compiled.iterations import is_sent, need_here, tokens_to_compute
-from splitgym.sim.compiled.memory import free, held_until_sent, in_blocks, need_to_come, receive
+from splitgym.sim.compiled.memory import free, held_until_sent, in_blocks, let_in, need_to_come
 from splitgym.sim.compiled.network import drop_flow
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
@@ -318,12 +318,6 @@ def weigh_prompt(s: State, m: int, r: int) -> None:
 def give_back(s: State, m: int, r: int, tokens: int) -> None:
     """`free`, compiled once."""
     free(s, m, r, tokens)
-
-
-@seldom_njit
-def let_in(s: State, m: int) -> None:
-    """`receive`, compiled once."""
-    receive(s, m)
 
 
 @lean_njit
