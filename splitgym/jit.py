@@ -45,6 +45,12 @@ def lean_njit(function: _Function) -> _Function:
     return compiled
 
 
+def inline_njit(function: _Function) -> _Function:
+    """As `njit`, but it becomes part of whoever calls it."""
+    compiled: _Function = _cached(functools.partial(numba.njit, forceinline=True), function)
+    return compiled
+
+
 def seldom_njit(function: _Function) -> _Function:
     """As `lean_njit`, for what is seldom needed: called, so that it makes nothing larger and slower around it."""
     compiled: _Function = _cached(functools.partial(numba.njit, _nrt=False), function)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from splitgym.envs.actions import ActionRules, is_valid, mark_valid, replace, translate
 from splitgym.envs.observations import Arrays, Scales, observe, observe_changes
 from splitgym.envs.rewards import Mix, Step, weighted
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inline_njit, lean_njit, njit
 from splitgym.sim.books import BookArrays, fill_view, potential, show_times
 from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.compiled.loop import DUE, INVALID, ask, carry_out, change, predict, show
@@ -151,7 +151,7 @@ def step_all(
     return remains
 
 
-@njit
+@inline_njit
 def kernel_at(a: IntArray, number: int) -> Kernel:
     """The kernel that `kernel_rows` wrote as that number of the crew."""
     row = NUM_ROWS + 3 * number

@@ -12,7 +12,7 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from splitgym.jit import function_pointer, njit
+from splitgym.jit import function_pointer, inline_njit
 
 IntArray = npt.NDArray[np.int64]
 
@@ -61,7 +61,7 @@ pointer_at: Any = intrinsic(_pointer_at)
 """In compiled code: an address as a pointer."""
 
 
-@njit
+@inline_njit
 def floats_at(place: IntArray) -> npt.NDArray[np.float64]:
     """The one-dimensional array whose address and length are in ``place`` (3,)."""
     found: npt.NDArray[np.float64] = carray(pointer_at(place[0]), (place[1],), np.float64)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import carray, types  # type: ignore[attr-defined]
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inline_njit, lean_njit
 from splitgym.sim.books import BookArrays
 from splitgym.sim.compiled.pointers import addresses, callable_at, pointer_at
 from splitgym.sim.compiled.state import CHANGE, COPY, FLOW, LINE, MACHINE, PAIR, REQUEST, RUN, TIMED, State
@@ -45,7 +45,7 @@ def run_rows(state: State, desk: BookArrays, code: list[int]) -> IntArray:
     return np.concatenate([addresses((*state, *desk)), [[address, 0, 0] for address in code]])
 
 
-@njit
+@inline_njit
 def state_at(a: IntArray) -> State:
     """The state whose `addresses` are the first rows of ``a``."""
     return State(
@@ -78,7 +78,7 @@ def state_at(a: IntArray) -> State:
     )
 
 
-@njit
+@inline_njit
 def desk_at(a: IntArray) -> BookArrays:
     """The books whose `addresses` are the rows of ``a`` after those of a state."""
     d = a[_DESK:]
