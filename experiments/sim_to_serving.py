@@ -48,7 +48,7 @@ POLICIES = (
 
 QUICK_POLICIES = ("lmetric", "size-interval", "round-robin")
 BARRED = ("ttft_p50_s", "ttft_p90_s", "tbt_p50_s", "tbt_p90_s")
-SHOWN = (*BARRED, "e2e_p50_s", "e2e_p90_s", "slowdown")
+SHOWN = (*BARRED, "e2e_p90_s", "slowdown")
 BAR, TAU_BAR = 0.05, 0.9
 
 
@@ -187,16 +187,19 @@ def measured_frontend_s(scenario: Scenario, side: Side) -> float:
 
 def show(figures: dict[str, Any]) -> None:
     """A line for each policy, then the verdict."""
-    table = Table(box=SIMPLE, title="simulator / serving, error")
-    table.add_column("policy")
+    table = Table(box=SIMPLE, title="simulator / serving, and the error", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("policy", no_wrap=True)
     for name in SHOWN:
-        table.add_column(name.removesuffix("_s"), justify="right")
-    table.add_column("routed alike", justify="right")
+        unit = "ms" if name in BARRED else "s" if name.endswith("_s") else ""
+        table.add_column(f"{name.removesuffix('_s')}\n{unit}", justify="right", no_wrap=True)
+    table.add_column("routed\nalike", justify="right")
     for one in sorted(figures["policies"], key=lambda one: one["simulator"]["slowdown"]):
-        cells = [
-            f"{one['simulator'][name]:.3g} / {one['serving'][name]:.3g}, {100 * one['error'][name]:+.1f} %"
-            for name in SHOWN
-        ]
+        cells = []
+        for name in SHOWN:
+            here, there = (
+                f"{(1000 if name in BARRED else 1) * one[side][name]:.3g}" for side in ("simulator", "serving")
+            )
+            cells.append(f"{here} / {there}\n{100 * one['error'][name]:+.1f} %")
         table.add_row(one["policy"], *cells, f"{100 * one['routed_alike']:.0f} %")
     console = wide_console()
     console.print(table)
