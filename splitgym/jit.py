@@ -13,11 +13,12 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba import types
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _NUMBA_CONFIG: Any = numba.config  # its attributes come from the environment, which types cannot see
@@ -41,20 +42,29 @@ def lean_njit(function: _Function) -> _Function:
 
     Counting is atomic; in an engine's small functions it would take longer than their work.
     """
-    compiled: _Function = _cached(functools.partial(numba.njit, _nrt=False, forceinline=True), function)
+    compiled: _Function = _widened(_cached(functools.partial(numba.njit, _nrt=False, forceinline=True), function))
     return compiled
 
 
-def inline_njit(function: _Function) -> _Function:
-    """As `njit`, but it becomes part of whoever calls it."""
-    compiled: _Function = _cached(functools.partial(numba.njit, forceinline=True), function)
-    return compiled
+def inner_njit(function: _Function) -> _Function:
+    """As `lean_njit`, for what compiled functions alone call: without the code that takes Python's arguments apart.
+
+    So it compiles faster; a call from Python would end the process.
+    """
+    return _inner(function, forceinline=True)
 
 
 def seldom_njit(function: _Function) -> _Function:
-    """As `lean_njit`, for what is seldom needed: called, so that it makes nothing larger and slower around it."""
-    compiled: _Function = _cached(functools.partial(numba.njit, _nrt=False), function)
-    return compiled
+    """As `inner_njit`, for what is seldom needed: called, so that it makes nothing larger and slower around it."""
+    return _inner(function)
+
+
+def merged_njit(function: _Function) -> _Function:
+    """As `inner_njit`, for what is small or called at one place: it becomes part of its caller before that is compiled.
+
+    So it is compiled once, with the caller; the others are compiled by themselves, and again in each caller.
+    """
+    return _inner(function, inline="always")
 
 
 def vector_njit(function: _Function) -> _Function:
@@ -64,12 +74,36 @@ def vector_njit(function: _Function) -> _Function:
     return compiled
 
 
-def function_pointer(function: Callable[..., object], signature: object) -> Any:
+def function_pointer(function: Callable[..., object], signature: object, *, allocates: bool = False) -> Any:
     """``function`` (a result of `njit`) compiled for one numba ``signature``, to be handed to compiled functions.
 
     Those are compiled once for the signature, not anew for each function that they are given. Cached as `njit` does.
+    References to arrays are counted only where it ``allocates`` some; see `lean_njit`.
     """
-    return _cached(functools.partial(numba.cfunc, signature), getattr(function, "py_func", function))
+    cfunc: Any = numba.cfunc  # whose types do not know its options
+    return _cached(functools.partial(cfunc, signature, _nrt=allocates), getattr(function, "py_func", function))
+
+
+def _inner(function: _Function, **options: object) -> _Function:
+    decorator = functools.partial(numba.njit, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    compiled: _Function = _widened(_cached(decorator, function))
+    return compiled
+
+
+def _widened(dispatcher: Any) -> Any:
+    """Have it compiled once for all integers, not for each constant and width that compiled functions hand over."""
+    template_for = dispatcher.get_call_template
+
+    def get_call_template(args: Sequence[Any], kws: Mapping[str, Any]) -> Any:
+        return template_for(tuple(map(_widest, args)), {name: _widest(kind) for name, kind in kws.items()})
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher
+
+
+def _widest(kind: Any) -> Any:
+    plain = types.unliteral(kind)  # type: ignore[no-untyped-call]
+    return types.int64 if isinstance(plain, types.Integer) else plain
 
 
 def _cached(decorator: Callable[..., Any], function: Callable[..., object]) -> Any:

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from splitgym.errors import SplitgymError, did_you_mean
 from splitgym.features import MACHINE_COLUMN
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inner_njit, lean_njit, njit
 from splitgym.policies.kernels import role_of
 from splitgym.sim.cluster import Cluster
 from splitgym.sim.hashing import hashed_uniform
@@ -258,12 +258,12 @@ def translate(
     return choice[0], choice[1]
 
 
-@lean_njit
+@inner_njit
 def _pool_action(hardware: int, old: int, new: int) -> int:
     return 1 + 6 * hardware + 2 * old + (new if new < old else new - 1)
 
 
-@lean_njit
+@inner_njit
 def _change_pool(
     rules: ActionRules, action: int, machines: FloatArray, role_mask: BoolArray, new_roles: IntArray
 ) -> None:

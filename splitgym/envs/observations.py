@@ -19,7 +19,7 @@ from splitgym.features import (
     TIME_FEATURES,
     Feature,
 )
-from splitgym.jit import lean_njit, vector_njit
+from splitgym.jit import inner_njit, lean_njit, vector_njit
 from splitgym.view import DECISION_KINDS, ClusterView
 
 Float32Array = npt.NDArray[np.float32]
@@ -120,7 +120,7 @@ def observe(
     observe_rest(kind, request, cluster, scales, arrays, env)
 
 
-@lean_njit
+@inner_njit
 def observe_changes(
     kind: int,
     machines: FloatArray,
@@ -152,7 +152,7 @@ def observe_changes(
     observe_rest(kind, request, cluster, scales, arrays, env)
 
 
-@lean_njit
+@inner_njit
 def observe_rest(kind: int, request: FloatArray, cluster: FloatArray, scales: Scales, arrays: Arrays, env: int) -> None:
     """Write what is not about one machine."""
     squash(request, scales.request, arrays.request[env])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from splitgym.envs.actions import ActionRules, is_valid, mark_valid, replace, translate
 from splitgym.envs.observations import Arrays, Scales, observe, observe_changes
 from splitgym.envs.rewards import Mix, Step, weighted
-from splitgym.jit import inline_njit, lean_njit, njit
+from splitgym.jit import inner_njit, merged_njit, njit
 from splitgym.sim.books import BookArrays, fill_view, potential, show_times
 from splitgym.sim.compiled.kernel import Kernel
 from splitgym.sim.compiled.loop import DUE, INVALID, ask, carry_out, change, predict, show
@@ -151,14 +151,14 @@ def step_all(
     return remains
 
 
-@inline_njit
+@merged_njit
 def kernel_at(a: IntArray, number: int) -> Kernel:
     """The kernel that `kernel_rows` wrote as that number of the crew."""
     row = NUM_ROWS + 3 * number
     return Kernel(a[row, 0], floats_at(a[row + 1]), floats_at(a[row + 2]), a[row, 1] != 0)
 
 
-@lean_njit
+@inner_njit
 def step_one(  # type: ignore[no-untyped-def]
     a: IntArray,
     s: State,
@@ -203,7 +203,7 @@ def step_one(  # type: ignore[no-untyped-def]
     return LEAVE if slot.is_due else ENDED
 
 
-@lean_njit
+@inner_njit
 def decide(  # type: ignore[no-untyped-def]
     slot, desk: BookArrays, rules: Rules, choice: IntArray, valid: BoolArray, new_roles: IntArray
 ) -> tuple[int, int]:
@@ -216,7 +216,7 @@ def decide(  # type: ignore[no-untyped-def]
     return translate(rules.actions, is_tick, choice, named[0], named[1], desk.machines, desk.role_mask, new_roles)
 
 
-@lean_njit
+@inner_njit
 def to_next(  # type: ignore[no-untyped-def]
     a: IntArray, s: State, desk: BookArrays, slot, rules: Rules, crew: Crew, new_roles: IntArray, no_roles: BoolArray
 ) -> int:
@@ -254,7 +254,7 @@ def to_next(  # type: ignore[no-untyped-def]
     return DUE
 
 
-@lean_njit
+@inner_njit
 def note(slot, desk: BookArrays, rules: Rules, after: Meters, is_first: bool) -> None:  # type: ignore[no-untyped-def]
     """Note where the run stands, and the reward for having come here."""
     counts = rules.is_shaped and (slot.is_due or slot.ends_at_horizon)
@@ -287,7 +287,7 @@ def note(slot, desk: BookArrays, rules: Rules, after: Meters, is_first: bool) ->
     slot.potential = potential_after
 
 
-@lean_njit
+@inner_njit
 def show_end(slot, desk: BookArrays) -> None:  # type: ignore[no-untyped-def]
     """Where the run is over, make the view that of the state there."""
     if not slot.is_due:
@@ -296,7 +296,7 @@ def show_end(slot, desk: BookArrays) -> None:  # type: ignore[no-untyped-def]
         fill_view(slot.idle_kind == TICK, slot.time_s, slot.idle_prompt_tokens, slot.idle_predicted, 0, desk)
 
 
-@lean_njit
+@inner_njit
 def mark(slot, desk: BookArrays, rules: Rules, valid: BoolArray) -> bool:  # type: ignore[no-untyped-def]
     """Write what is valid, and return whether that may have changed; at the end there is something in each head."""
     is_tick = slot.decision_kind == TICK

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
-from splitgym.jit import lean_njit, njit, seldom_njit
+from splitgym.jit import inner_njit, lean_njit, njit, seldom_njit
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -200,14 +200,14 @@ def _fill_tables(law_row: FloatArray) -> None:
         law_row[n] = _points_s(law_row, _BATCH_POINTS, int(law_row[_NUM_BATCH_POINTS]), float(n - _BATCH_TABLE))
 
 
-@lean_njit
+@inner_njit
 def _decodes_s(law_row: FloatArray, decodes: int) -> float:
     if 0 <= decodes < TABULATED_DECODES:
         return float(law_row[_DECODE_TABLE + decodes])
     return _points_s(law_row, _DECODE_POINTS, int(law_row[_NUM_DECODE_POINTS]), float(decodes))
 
 
-@lean_njit
+@inner_njit
 def _batch_s(law_row: FloatArray, tokens: int) -> float:
     if 0 <= tokens < TABULATED_TOKENS:
         return float(law_row[_BATCH_TABLE + tokens])
@@ -252,7 +252,7 @@ def _stretch(law_row: FloatArray, prompt_tokens: int, decodes: int) -> float:
     return float(1.0 + law_row[CAP_SLOWDOWN] * excess)
 
 
-@lean_njit
+@inner_njit
 def _uncapped_s(
     law_row: FloatArray,
     prompt_tokens: int,
@@ -289,7 +289,7 @@ def power_w(law_row: FloatArray, prompt_tokens: int, decodes: int) -> float:
     return float(min(watts, law_row[CAP_W])) if law_row[CAP_W] > 0 else watts
 
 
-@lean_njit
+@inner_njit
 def _uncapped_w(law_row: FloatArray, prompt_tokens: int, decodes: int) -> float:
     decode_w = _watts(law_row, DECODE_WATTS, int(law_row[NUM_DECODE_WATTS]), decodes)
     if prompt_tokens == 0:
@@ -297,7 +297,7 @@ def _uncapped_w(law_row: FloatArray, prompt_tokens: int, decodes: int) -> float:
     return max(_watts(law_row, PROMPT_WATTS, int(law_row[NUM_PROMPT_WATTS]), prompt_tokens + decodes), decode_w)
 
 
-@lean_njit
+@inner_njit
 def _watts(law_row: FloatArray, start: int, num_points: int, load: int) -> float:
     """Flat beyond the last point, where a law of times goes on rising."""
     return _points_s(law_row, start, num_points, min(float(load), law_row[start + num_points - 1]))

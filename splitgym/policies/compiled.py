@@ -66,7 +66,9 @@ class CompiledPolicy:
     def kernels(self) -> tuple[Kernel, Kernel]:
         """Who decides at arrivals and at ticks, for an engine that calls compiled functions itself."""
         reads_times = self.builtin.reads_times(self.params)
-        kernel = Kernel(address_of(self.builtin.kernel, SIGNATURE), self.param_values, self.state, reads_times)
+        kernel = Kernel(
+            address_of(self.builtin.kernel, SIGNATURE, allocates=True), self.param_values, self.state, reads_times
+        )
         return kernel, kernel
 
     def decide(self, view: ClusterView) -> Decision:

@@ -21,7 +21,7 @@ from splitgym.features import (
 )
 from splitgym.hardware import HardwareProfile
 from splitgym.hardware.latency import iteration_s
-from splitgym.jit import lean_njit
+from splitgym.jit import inner_njit, lean_njit
 from splitgym.sim.cluster import NUM_PROMISES, Cluster
 from splitgym.sim.telemetry import KV_HELD as REPORTED_KV_HELD
 from splitgym.sim.telemetry import NUM_REPORT_COLUMNS, SCRAPED_S, scrape
@@ -223,7 +223,7 @@ def count_arrival_rate(
     arrived[0, 2] += predicted_output_tokens
 
 
-@lean_njit
+@inner_njit
 def roll(time_s: float, arrived: FloatArray, window: IntArray) -> None:
     """Go on to the window of ``time_s``."""
     now = int(time_s // WINDOW_S)
@@ -266,7 +266,7 @@ def scrape_all(time_s: float, books: BookArrays) -> None:
         scrape(books.reports[m], m, time_s, row[RUNNING], row[WAITING], row[KV_HELD])
 
 
-@lean_njit
+@inner_njit
 def show_reports(time_s: float, books: BookArrays) -> None:
     """Write the reported features as they were at the last scrape, over fresh ones, where there are reports."""
     for m in range(len(books.reports)):
@@ -277,7 +277,7 @@ def show_reports(time_s: float, books: BookArrays) -> None:
         out[25] = time_s - report[SCRAPED_S]
 
 
-@lean_njit
+@inner_njit
 def fill_roles(m: int, books: BookArrays) -> None:
     """Write those features of machine ``m`` that change only when masks do."""
     row, facts, out = books.rows[m], books.facts[m], books.machines[m]
@@ -292,7 +292,7 @@ def fill_roles(m: int, books: BookArrays) -> None:
     out[9] = facts[DECODE_ITERATION_S]
 
 
-@lean_njit
+@inner_njit
 def fill_work(m: int, books: BookArrays) -> None:
     """Write those features of machine ``m`` that change only when something happens to it."""
     row, out = books.rows[m], books.machines[m]
@@ -308,7 +308,7 @@ def fill_work(m: int, books: BookArrays) -> None:
     out[20] = row[KV_HELD]
 
 
-@lean_njit
+@inner_njit
 def fill_request(
     is_tick: bool,
     time_s: float,
@@ -337,7 +337,7 @@ def fill_request(
             request[5] = promised[2] * request[3] + promised[3]
 
 
-@lean_njit
+@inner_njit
 def fill_times(is_tick: bool, time_s: float, prompt_tokens: int, books: BookArrays) -> None:
     """Write those features of machines that change with time and request, and sums of work over the machines.
 
@@ -401,7 +401,7 @@ def overhead_of_s(overhead_s: float, overhead_per_block_s: float, block_tokens: 
     return overhead_s + overhead_per_block_s * ((prompt_tokens + block_tokens - 1) // block_tokens)
 
 
-@lean_njit
+@inner_njit
 def show_times(books: BookArrays) -> None:
     """Bring what `fill_times` wrote into the view."""
     caches_prefixes = books.costs[CACHES_PREFIXES] > 0
@@ -413,7 +413,7 @@ def show_times(books: BookArrays) -> None:
             out[_HIT] = books.hits[m]
 
 
-@lean_njit
+@inner_njit
 def renew_masks(prompt_tokens: int, books: BookArrays) -> None:
     """Fill the masks unless they are the right ones already: they are the same for all prompts that fit anywhere.
 
@@ -433,7 +433,7 @@ def renew_masks(prompt_tokens: int, books: BookArrays) -> None:
         books.masked[2] += 1
 
 
-@lean_njit
+@inner_njit
 def count_roles(books: BookArrays) -> None:
     """Write how many machines there are in each role, which changes with the masks only."""
     cluster = books.cluster

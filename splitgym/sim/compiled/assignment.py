@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit
+from splitgym.jit import inner_njit
 from splitgym.sim import books as b
 from splitgym.sim.books import prompt_alone_s
 from splitgym.sim.compiled.events import make_runnable
@@ -10,7 +10,7 @@ from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
 
 
-@lean_njit
+@inner_njit
 def enter_queue(s: State, r: int, m: int, hit_tokens: int) -> None:
     """Its prompt is to be processed here, after those that wait already; so much of it may be in memory."""
     machine, request, row = s.machines[m], s.requests[r], s.books[m]
@@ -39,7 +39,7 @@ def enter_queue(s: State, r: int, m: int, hit_tokens: int) -> None:
     make_runnable(s, m)
 
 
-@lean_njit
+@inner_njit
 def leave_books(s: State, r: int, m: int) -> None:
     """It is not to be processed here after all; of several, the last of the queue first."""
     request, row = s.requests[r], s.books[m]

@@ -6,20 +6,20 @@ Gaps are a stack of decreasing maxima in a stretch of `State.gaps`.
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit, seldom_njit
+from splitgym.jit import inner_njit, seldom_njit
 from splitgym.sim.compiled.events import pop, push
 from splitgym.sim.compiled.state import Records, State
 
 LEFT_OUT, SERVED, FORCED = range(3)
 
 
-@lean_njit
+@inner_njit
 def whole_tokens(s: State, r: int) -> int:
     """Prompt and output."""
     return s.requests[r].prompt_tokens + s.requests[r].output_tokens  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def join_decodes(s: State, m: int, r: int, remaining_tokens: int) -> None:
     """Take in a request whose token phase begins, with that many tokens to come."""
     request = s.requests[r]
@@ -29,7 +29,7 @@ def join_decodes(s: State, m: int, r: int, remaining_tokens: int) -> None:
     add_decode(s, m, r, remaining_tokens)
 
 
-@lean_njit
+@inner_njit
 def add_decode(s: State, m: int, r: int, remaining_tokens: int) -> None:
     """Take in a request that has that many tokens to come; its last token's time and largest gap are known."""
     machine, request = s.machines[m], s.requests[r]
@@ -49,7 +49,7 @@ def add_decode(s: State, m: int, r: int, remaining_tokens: int) -> None:
     machine.decodes += 1
 
 
-@lean_njit
+@inner_njit
 def residue(s: State, m: int, r: int) -> int:
     """Its tokens in the cache less its machine's decode clock, which does not change, modulo the block size.
 
@@ -58,7 +58,7 @@ def residue(s: State, m: int, r: int) -> int:
     return (whole_tokens(s, r) - 1 - s.requests[r].ends_at) % s.machines[m].block_size  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def remove_decode(s: State, m: int, r: int) -> None:
     """Take one out before its end; gaps so far are settled for all."""
     machine = s.machines[m]
@@ -84,7 +84,7 @@ def remove_decode(s: State, m: int, r: int) -> None:
     machine.gaps = 0
 
 
-@lean_njit
+@inner_njit
 def make_fresh(s: State, m: int, r: int) -> None:
     """Its last token was not at the end of the last common iteration."""
     machine, request = s.machines[m], s.requests[r]
@@ -94,7 +94,7 @@ def make_fresh(s: State, m: int, r: int) -> None:
     machine.fresh += 1
 
 
-@lean_njit
+@inner_njit
 def serve_all(s: State, m: int, end_s: float) -> int:
     """One token for everybody at ``end_s``; returns the first of those that are done, chained by `next`."""
     machine = s.machines[m]
@@ -133,7 +133,7 @@ def serve_all(s: State, m: int, end_s: float) -> int:
     return first
 
 
-@lean_njit
+@inner_njit
 def leave_some_out(s: State, m: int) -> None:
     """Bring the members into order of arrival, in which they stay until everybody is served again."""
     machine = s.machines[m]
@@ -153,7 +153,7 @@ def leave_some_out(s: State, m: int) -> None:
         members[i].time_s = s.requests[members[i].key].ends_at
 
 
-@lean_njit
+@inner_njit
 def serve_some(s: State, m: int, end_s: float) -> int:
     """One token for those not marked LEFT_OUT; the others are passed over. Returns as `serve_all` does."""
     machine = s.machines[m]
@@ -193,7 +193,7 @@ def serve_some(s: State, m: int, end_s: float) -> int:
     return first
 
 
-@lean_njit
+@inner_njit
 def insert(members: Records, count: int, ends_at: int, r: int) -> None:
     """Add a member to the ``count`` that stand in order of arrival."""
     place = count
@@ -207,7 +207,7 @@ def insert(members: Records, count: int, ends_at: int, r: int) -> None:
 # --- gaps -----------------------------------------------------------------------------------------------------------
 
 
-@lean_njit
+@inner_njit
 def note_gap(s: State, m: int, gap_s: float) -> None:
     """A gap for all that are steady; if it is nobody's largest, nothing is to be kept."""
     machine = s.machines[m]
@@ -225,7 +225,7 @@ def note_gap(s: State, m: int, gap_s: float) -> None:
     machine.gaps = top + 1
 
 
-@lean_njit
+@inner_njit
 def settle_fresh(s: State, m: int, end_s: float) -> None:
     """The fresh have a token at ``end_s`` as all others have; later gaps count for them as for those."""
     machine = s.machines[m]
@@ -241,7 +241,7 @@ def settle_fresh(s: State, m: int, end_s: float) -> None:
     machine.fresh = 0
 
 
-@lean_njit
+@inner_njit
 def largest_gap_s(s: State, m: int, r: int) -> float:
     """Of one that is steady: its own before, or the first of the stack after that."""
     machine, request = s.machines[m], s.requests[r]
@@ -261,7 +261,7 @@ def largest_gap_s(s: State, m: int, r: int) -> float:
 # may decode on several, stretches are packed when that is used up.
 
 
-@lean_njit
+@inner_njit
 def make_room_for_ends(s: State, m: int) -> None:
     """Move a machine's members to a stretch of twice the length."""
     run, machine = s.run[0], s.machines[m]
@@ -274,7 +274,7 @@ def make_room_for_ends(s: State, m: int) -> None:
     run.ends_given += machine.ends_room
 
 
-@lean_njit
+@inner_njit
 def make_room_for_gaps(s: State, m: int) -> None:
     """Move a machine's gaps to a stretch of twice the length."""
     run, machine = s.run[0], s.machines[m]
@@ -331,7 +331,7 @@ def pack_gaps(s: State) -> None:
         run.gaps_given += machine.gaps
 
 
-@lean_njit
+@inner_njit
 def move(entries: Records, source: int, destination: int, count: int) -> None:
     """Copy ``count`` entries."""
     for k in range(count):

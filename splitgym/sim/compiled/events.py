@@ -7,36 +7,36 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitgym.jit import lean_njit
+from splitgym.jit import inner_njit
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, ITERATION_END, LEASE_END, MACHINE_START, TRANSFER_END
 from splitgym.sim.compiled.state import NEVER_S, Records, State
 
 
-@lean_njit
+@inner_njit
 def event_key(kind: int, machine: int, request: int) -> int:
     """What orders events of one instant."""
     return (kind << 20 | machine) << 32 | request
 
 
-@lean_njit
+@inner_njit
 def key_kind(key: int) -> int:
     """The kind in a key."""
     return key >> 52
 
 
-@lean_njit
+@inner_njit
 def key_machine(key: int) -> int:
     """The machine in a key."""
     return (key >> 32) & 0xFFFFF
 
 
-@lean_njit
+@inner_njit
 def key_request(key: int) -> int:
     """The request in a key."""
     return key & 0xFFFFFFFF
 
 
-@lean_njit
+@inner_njit
 def push(heap: Records, count: int, time_s: float, key: int) -> None:
     """Add an entry to the ``count`` of ``heap``."""
     place = count
@@ -52,7 +52,7 @@ def push(heap: Records, count: int, time_s: float, key: int) -> None:
     heap[place].key = key
 
 
-@lean_njit
+@inner_njit
 def pop(heap: Records, count: int) -> None:
     """Take the first entry away from the ``count`` of ``heap``."""
     last = count - 1
@@ -77,7 +77,7 @@ def pop(heap: Records, count: int) -> None:
     heap[place].key = key
 
 
-@lean_njit
+@inner_njit
 def cancel(s: State, kind: int, machine: int, request: int) -> bool:
     """What is planned is not to happen; returns whether it was planned."""
     run, heap, key = s.run[0], s.events, event_key(kind, machine, request)
@@ -95,7 +95,7 @@ def cancel(s: State, kind: int, machine: int, request: int) -> bool:
     return True
 
 
-@lean_njit
+@inner_njit
 def plan(s: State, time_s: float, kind: int, machine: int, request: int) -> None:
     """An event is to happen at ``time_s``."""
     run = s.run[0]
@@ -103,7 +103,7 @@ def plan(s: State, time_s: float, kind: int, machine: int, request: int) -> None
     run.events += 1
 
 
-@lean_njit
+@inner_njit
 def plan_start(s: State, m: int) -> None:
     """A machine is to form a batch, in the order of machines, when everything else of this instant has happened."""
     run = s.run[0]
@@ -111,7 +111,7 @@ def plan_start(s: State, m: int) -> None:
     run.starts += 1
 
 
-@lean_njit
+@inner_njit
 def make_runnable(s: State, m: int) -> None:
     """Let an idle machine form a batch once everything of this instant has happened."""
     machine = s.machines[m]
@@ -120,13 +120,13 @@ def make_runnable(s: State, m: int) -> None:
         plan_start(s, m)
 
 
-@lean_njit
+@inner_njit
 def plan_iteration_end(s: State, m: int, time_s: float) -> None:
     """The iteration of a machine is to end at ``time_s``; NEVER_S: there is none."""
     set_time(s.iterations, m, time_s)
 
 
-@lean_njit
+@inner_njit
 def set_time(ends: Records, m: int, time_s: float) -> None:
     """Set a machine's time in a tournament.
 
@@ -142,7 +142,7 @@ def set_time(ends: Records, m: int, time_s: float) -> None:
         ends[node].key = ends[first].key
 
 
-@lean_njit
+@inner_njit
 def plan_lease_end(s: State, r: int) -> None:
     """A cache waits for room from now on. Leases are of one length: those that began first end first."""
     run, request = s.run[0], s.requests[r]
@@ -156,7 +156,7 @@ def plan_lease_end(s: State, r: int) -> None:
     run.last_leased = r
 
 
-@lean_njit
+@inner_njit
 def forget_lease_end(s: State, r: int) -> None:
     """The cache waits no more. The first of the chain is always one that waits."""
     run = s.run[0]
@@ -168,7 +168,7 @@ def forget_lease_end(s: State, r: int) -> None:
     run.next_lease_end_s = s.requests[first].lease_end_s if first >= 0 else NEVER_S
 
 
-@lean_njit
+@inner_njit
 def next_event(s: State) -> tuple[float, int]:
     """When the next event happens, NEVER_S if none does, and its kind."""
     run = s.run[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitgym.jit import lean_njit
+from splitgym.jit import inner_njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import LEFT_OUT
@@ -13,14 +13,14 @@ from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.totals import count_first_token
 
 
-@lean_njit
+@inner_njit
 def is_answered_late(s: State, r: int) -> bool:
     """Whether its token machine makes its first token, too."""
     request = s.requests[r]
     return s.run[0].token_machines_answer and request.prompt_machine != request.token_machine  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def tokens_at_start(s: State, r: int) -> int:
     """Prompt and tokens so far when its token phase begins, or goes on elsewhere."""
     request = s.requests[r]
@@ -29,26 +29,26 @@ def tokens_at_start(s: State, r: int) -> int:
     return request.prompt_tokens + (0 if is_answered_late(s, r) else 1)  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def reported_tokens(s: State, r: int) -> int:
     """The tokens that books count for its cache when its token phase begins, or goes on elsewhere."""
     return max(tokens_at_start(s, r), s.requests[r].prompt_tokens + 1)  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def tokens_to_send(s: State, r: int) -> int:
     """What is in its cache then: the last token is not."""
     return reported_tokens(s, r) - 1
 
 
-@lean_njit
+@inner_njit
 def weight_to_next_token(s: State, r: int) -> float:
     """Its weight in the weighted slowdown until its next token is there."""
     request = s.requests[r]
     return request.prompt_weight if np.isnan(request.first_token_s) else request.token_weight  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def yield_first_token(s: State, m: int, r: int) -> None:
     """The client sees it, or, of a request that began again, its next token."""
     if s.requests[r].is_resumed:
@@ -62,7 +62,7 @@ def yield_first_token(s: State, m: int, r: int) -> None:
         unbook_cache(s, r)
 
 
-@lean_njit
+@inner_njit
 def unbook_cache(s: State, r: int) -> None:
     """Its prompt machine's books count its cache no longer."""
     source = s.requests[r].prompt_machine
@@ -70,7 +70,7 @@ def unbook_cache(s: State, r: int) -> None:
     s.books[source, b.BOOKED_KV] -= s.requests[r].prompt_tokens + 1
 
 
-@lean_njit
+@inner_njit
 def close_gap(s: State, r: int) -> None:
     """A request that began again has its next token from a prompt phase; the gap before it counts."""
     request, now_s = s.requests[r], s.run[0].now_s
@@ -78,7 +78,7 @@ def close_gap(s: State, r: int) -> None:
     request.last_token_s = now_s
 
 
-@lean_njit
+@inner_njit
 def await_first_token(s: State, m: int, r: int, remaining_tokens: int) -> None:
     """A decode takes its place, with so many tokens to come; where these are all, its first is the next."""
     if remaining_tokens < s.requests[r].output_tokens:
@@ -94,7 +94,7 @@ def await_first_token(s: State, m: int, r: int, remaining_tokens: int) -> None:
         s.requests[before].next_starting = r
 
 
-@lean_njit
+@inner_njit
 def no_longer_starting(s: State, m: int, r: int) -> None:
     """Take one that is starting from the chain."""
     machine, following = s.machines[m], s.requests[r].next_starting
@@ -107,13 +107,13 @@ def no_longer_starting(s: State, m: int, r: int) -> None:
     s.requests[before].next_starting = following
 
 
-@lean_njit
+@inner_njit
 def is_served(s: State, m: int, r: int) -> bool:
     """Whether a decode gets a token in this iteration."""
     return s.machines[m].batch_serves_all or s.requests[r].served != LEFT_OUT  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def count_starting(s: State, m: int) -> int:
     """Decodes without a first token that get one in this iteration."""
     count = 0
@@ -124,7 +124,7 @@ def count_starting(s: State, m: int) -> int:
     return count
 
 
-@lean_njit
+@inner_njit
 def yield_first_tokens(s: State, m: int) -> None:
     """The first tokens of decodes that are served; the time before is no gap between tokens."""
     r = s.machines[m].starting_first

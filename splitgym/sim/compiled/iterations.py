@@ -6,7 +6,7 @@ Discipline `splitwise`, and what both disciplines share.
 from __future__ import annotations
 
 from splitgym.hardware.latency import iteration_s
-from splitgym.jit import lean_njit
+from splitgym.jit import inner_njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import (
@@ -42,7 +42,7 @@ from splitgym.sim.rows import COMPLETED
 from splitgym.view import SWITCHING
 
 
-@lean_njit
+@inner_njit
 def form_batch(s: State, m: int) -> bool:
     """Forced decodes, then prompts first come first served, then decodes in order of arrival; whether there are any."""
     if s.books[m, b.LIFECYCLE] >= SWITCHING:  # or down
@@ -83,7 +83,7 @@ def form_batch(s: State, m: int) -> bool:
     return True
 
 
-@lean_njit
+@inner_njit
 def take_in(s: State, m: int) -> None:
     """Decodes whose cache has arrived take their place."""
     machine = s.machines[m]
@@ -96,7 +96,7 @@ def take_in(s: State, m: int) -> None:
     machine.joining = 0
 
 
-@lean_njit
+@inner_njit
 def take_place(s: State, m: int, r: int) -> None:
     """Its token phase begins."""
     s.books[m, b.TOKEN_WEIGHT] += weight_to_next_token(s, r)
@@ -108,7 +108,7 @@ def take_place(s: State, m: int, r: int) -> None:
     await_first_token(s, m, r, remaining_tokens)
 
 
-@lean_njit
+@inner_njit
 def count_forced(s: State, m: int) -> int:
     """Decodes passed over too often, as many as fit."""
     run = s.run[0]
@@ -120,7 +120,7 @@ def count_forced(s: State, m: int) -> int:
     return min(forced, run.max_batch_size, run.max_batch_tokens)  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def mark_served(s: State, m: int, forced: int, room: int) -> None:
     """Mark who gets a token: the ``forced`` and, of the others, ``room``."""
     leave_some_out(s, m)
@@ -137,7 +137,7 @@ def mark_served(s: State, m: int, forced: int, room: int) -> None:
             request.served = LEFT_OUT
 
 
-@lean_njit
+@inner_njit
 def reserve_for_prompt(s: State, m: int, r: int) -> bool:
     """Take the memory a prompt needs before its iteration, here and, layer-wise, at its destination."""
     machine, request = s.machines[m], s.requests[r]
@@ -160,7 +160,7 @@ def reserve_for_prompt(s: State, m: int, r: int) -> bool:
     return True
 
 
-@lean_njit
+@inner_njit
 def is_sent(s: State, r: int) -> bool:
     """Whether its cache goes from one machine to another."""
     request = s.requests[r]
@@ -168,26 +168,26 @@ def is_sent(s: State, r: int) -> bool:
     return has_token_phase and request.prompt_machine != request.token_machine  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def tokens_to_compute(s: State, r: int) -> int:
     """Its prompt; where its cache was lost, with the tokens so far."""
     return s.requests[r].prompt_tokens + s.requests[r].generated  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def need_here(s: State, m: int, r: int) -> int:
     """KV tokens a request takes on its prompt machine: all of it where its token phase follows there."""
     request = s.requests[r]
     return whole_tokens(s, r) if request.token_machine == m else request.prompt_tokens + 1
 
 
-@lean_njit
+@inner_njit
 def held_at_end(s: State, m: int, r: int) -> int:
     """KV tokens it takes where its last token is made; under discipline `vllm` that one is in no cache."""
     return in_blocks(s, m, whole_tokens(s, r) - 1) if s.run[0].is_vllm else need_here(s, m, r)
 
 
-@lean_njit
+@inner_njit
 def start_iteration(s: State, m: int) -> float:
     """Returns how long it takes."""
     note_change(s, m)
@@ -210,7 +210,7 @@ def start_iteration(s: State, m: int) -> float:
     return begin(s, m, prompt_tokens, attention, 0)
 
 
-@lean_njit
+@inner_njit
 def begin(s: State, m: int, prompt_tokens: int, attention: int, prefill_context: int) -> float:
     """Start the iteration of these features (`iteration_s`); returns how long it takes."""
     machine, run = s.machines[m], s.run[0]
@@ -232,7 +232,7 @@ def begin(s: State, m: int, prompt_tokens: int, attention: int, prefill_context:
     return duration_s
 
 
-@lean_njit
+@inner_njit
 def served_context(s: State, m: int) -> int:
     """Σ prompt and tokens so far of those marked as served."""
     machine = s.machines[m]
@@ -244,7 +244,7 @@ def served_context(s: State, m: int) -> int:
     return total
 
 
-@lean_njit
+@inner_njit
 def end_decodes(s: State, m: int) -> None:
     """A token for each decode of the batch; those that are done leave and free their memory."""
     machine, row, run = s.machines[m], s.books[m], s.run[0]
@@ -267,7 +267,7 @@ def end_decodes(s: State, m: int) -> None:
         row[b.REMAINING] = row[b.TOKEN_WEIGHT] = row[b.TOKEN_WEIGHTED] = 0.0
 
 
-@lean_njit
+@inner_njit
 def end_decode(s: State, m: int, r: int) -> None:
     """It leaves and frees its memory."""
     row, whole = s.books[m], whole_tokens(s, r)
@@ -280,7 +280,7 @@ def end_decode(s: State, m: int, r: int) -> None:
     free(s, m, r, held_at_end(s, m, r))
 
 
-@lean_njit
+@inner_njit
 def served_weight(s: State, m: int) -> float:
     """Σ weight of those marked as served: the forced first, each in order of arrival."""
     machine = s.machines[m]
@@ -293,7 +293,7 @@ def served_weight(s: State, m: int) -> float:
     return total
 
 
-@lean_njit
+@inner_njit
 def end_prompt(s: State, m: int, r: int) -> None:
     """The prompt phase is over; the cache stays, is sent, or is dropped where no token is to come."""
     machine, row, request, run = s.machines[m], s.books[m], s.requests[r], s.run[0]
@@ -344,7 +344,7 @@ def end_prompt(s: State, m: int, r: int) -> None:
         start_lease(s, r)
 
 
-@lean_njit
+@inner_njit
 def end_recomputation(s: State, m: int, r: int) -> None:
     """A decode that had lost its cache has it again, and its next token."""
     row, request, run = s.books[m], s.requests[r], s.run[0]
@@ -368,7 +368,7 @@ def end_recomputation(s: State, m: int, r: int) -> None:
         row[b.REMAINING] = row[b.TOKEN_WEIGHT] = row[b.TOKEN_WEIGHTED] = 0.0
 
 
-@lean_njit
+@inner_njit
 def finish(s: State, r: int, m: int) -> None:
     """The last token is out."""
     request, row, now_s = s.requests[r], s.books[m], s.run[0].now_s

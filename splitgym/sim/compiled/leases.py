@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inner_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.chains import take_from_inbox
@@ -19,7 +19,7 @@ from splitgym.sim.compiled.state import NEVER_S, State
 IntArray = npt.NDArray[np.int64]
 
 
-@lean_njit
+@inner_njit
 def start_lease(s: State, r: int) -> None:
     """Its prompt phase is over; if its cache has to wait for room, then no longer than this."""
     if s.run[0].kv_lease_s < NEVER_S and s.machines[s.requests[r].token_machine].inbox_last == r:
@@ -33,7 +33,7 @@ def leases_at(a: IntArray, _what: int, _m: int, _r: int, _number: int) -> int:
     return 0
 
 
-@lean_njit
+@inner_njit
 def end_lease(s: State) -> None:
     """The cache whose lease ends now is dropped; the request waits on its token machine to be computed again."""
     run = s.run[0]
@@ -61,7 +61,7 @@ def end_lease(s: State) -> None:
     free(s, source, r, held_until_sent(s, source, r))
 
 
-@lean_njit
+@inner_njit
 def put_back(s: State, m: int, r: int) -> None:
     """Into the queue, before the first that arrived later."""
     machine = s.machines[m]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitgym.jit import lean_njit
+from splitgym.jit import inner_njit, merged_njit
 from splitgym.sim.compiled.state import State
 from splitgym.sim.recorder import Recorder
 from splitgym.view import ROLES
@@ -32,14 +32,14 @@ MOVED = 17
 DOWN, UP, RESTART, RESUMED, ABANDONED, OUTAGE, HELD = range(18, 25)
 
 
-@lean_njit
+@merged_njit
 def log(s: State, kind: int, machine: int, request: int) -> None:
     """Add a line, where a log is kept."""
     if s.run[0].records:
         log_stretch(s, kind, machine, request, s.run[0].now_s, 0, 0)
 
 
-@lean_njit
+@inner_njit
 def log_stretch(s: State, kind: int, machine: int, request: int, start_s: float, prompts: int, decodes: int) -> None:
     """Add what began at ``start_s`` and ends now, where a log is kept; of a transfer ``prompts`` is where it goes."""
     run = s.run[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit, seldom_njit
+from splitgym.jit import inner_njit, merged_njit, njit, seldom_njit
 from splitgym.sim import books as b
 from splitgym.sim.books import (
     BookArrays,
@@ -56,7 +56,7 @@ OVER, DUE, LOG_IS_FULL, INVALID = range(4)
 """Why compiled code returns: nothing is left to decide, a decision is due, the log must be emptied, a bad decision."""
 
 
-@lean_njit
+@merged_njit
 def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
     """One event, the next."""
     run = s.run[0]
@@ -67,7 +67,7 @@ def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
         if run.is_vllm:
             call(s, CHUNKED, kind, m, -1, 0)
         else:
-            end_iteration(s, m, False)
+            end_iteration(s, m)
     elif kind == MACHINE_START:
         m = s.starts[0].key
         pop(s.starts, run.starts)
@@ -100,7 +100,7 @@ def step(s: State, desk: BookArrays, time_s: float, kind: int) -> None:
         call(s, ROLES, SETTLE, -1, -1, 0)
 
 
-@lean_njit
+@inner_njit
 def arrive(s: State, desk: BookArrays) -> None:
     """A request arrives, or is asked about again; a decision is due where it fits."""
     run = s.run[0]
@@ -137,7 +137,7 @@ def asked_again(s: State) -> int:
     return r
 
 
-@lean_njit
+@inner_njit
 def ask_for(s: State, desk: BookArrays, r: int) -> None:
     """A decision is due about a request where it fits; where a machine is down it waits, else it fails."""
     run, request = s.run[0], s.requests[r]
@@ -155,7 +155,7 @@ def ask_for(s: State, desk: BookArrays, r: int) -> None:
         fail(s, r)
 
 
-@lean_njit
+@inner_njit
 def tick(s: State) -> None:
     """A decision about roles is due, unless nothing but ticks is left."""
     run = s.run[0]
@@ -170,7 +170,7 @@ def tick(s: State) -> None:
     run.next_tick_s = run.ticks * run.tick_s
 
 
-@lean_njit
+@inner_njit
 def withhold(s: State, is_refused: bool) -> None:
     """Refuse the request of which a decision is due, or hold it back: but not where nothing else is to happen."""
     run = s.run[0]
@@ -189,7 +189,7 @@ def withhold(s: State, is_refused: bool) -> None:
     run.some_held = True
 
 
-@lean_njit
+@inner_njit
 def fail(s: State, r: int) -> None:
     """The request fits nowhere."""
     s.requests[r].status = FAILED
@@ -198,7 +198,7 @@ def fail(s: State, r: int) -> None:
     lg.log(s, lg.FAILED, -1, r)
 
 
-@lean_njit
+@merged_njit
 def advance(s: State, desk: BookArrays) -> int:
     """Run to the next decision; returns OVER, DUE or LOG_IS_FULL."""
     run = s.run[0]
@@ -223,7 +223,7 @@ def advance_at(a: IntArray) -> int:
     return advance(state_at(a), desk_at(a))
 
 
-@lean_njit
+@inner_njit
 def show(s: State, desk: BookArrays, with_times: bool) -> None:
     """Bring the view up to date for the decision that is due; without what `fill_times` writes if nobody reads it."""
     run = s.run[0]
@@ -251,7 +251,7 @@ def show(s: State, desk: BookArrays, with_times: bool) -> None:
         show_times(desk)
 
 
-@lean_njit
+@inner_njit
 def predict(s: State, desk: BookArrays) -> None:
     """`fill_times`, for the decision that is due."""
     run = s.run[0]
@@ -259,7 +259,7 @@ def predict(s: State, desk: BookArrays) -> None:
     fill_times(run.pending == TICK, run.now_s, prompt_tokens, desk)
 
 
-@lean_njit
+@inner_njit
 def assign(s: State, desk: BookArrays, prompt: int, token: int) -> None:
     """Carry out the decision that is due, which is permitted."""
     run = s.run[0]
@@ -290,7 +290,7 @@ def assign(s: State, desk: BookArrays, prompt: int, token: int) -> None:
         row[b.TOKEN_WEIGHTED] += request.prompt_weight
 
 
-@lean_njit
+@inner_njit
 def change(s: State, desk: BookArrays, m: int, role: int) -> bool:
     """Change a role, if that is permitted."""
     if not (0 <= m < len(s.machines) and 0 <= role < 3):
@@ -302,7 +302,7 @@ def change(s: State, desk: BookArrays, m: int, role: int) -> bool:
     return True
 
 
-@lean_njit
+@inner_njit
 def carry_out(s: State, desk: BookArrays, prompt: int, token: int, new_roles: IntArray) -> bool:
     """Change roles and assign; ``False``, and the changes still to make in ``new_roles``, where it is not permitted."""
     count = len(s.machines)
@@ -323,7 +323,7 @@ def carry_out(s: State, desk: BookArrays, prompt: int, token: int, new_roles: In
     return True
 
 
-@lean_njit
+@inner_njit
 def ask(s: State, desk: BookArrays, kernel: Kernel, role_mask: BoolArray, new_roles: IntArray) -> tuple[int, int]:
     """What a heuristic decides now: the machines, and role changes in ``new_roles``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inner_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.clock import ITERATION_END
 from splitgym.sim.compiled import log as lg
@@ -25,7 +25,7 @@ from splitgym.sim.compiled.vllm import end_chunk, form_chunked_batch, start_chun
 IntArray = npt.NDArray[np.int64]
 
 
-@lean_njit
+@inner_njit
 def start_machine(s: State, m: int) -> None:
     """Form a batch and begin its iteration, or wait for work (discipline `splitwise`)."""
     if form_batch(s, m):
@@ -39,7 +39,7 @@ def chunked_at(a: IntArray, kind: int, m: int, _r: int, _number: int) -> int:
     """The start or the end of an iteration under discipline `vllm`."""
     s = state_at(a)
     if kind == ITERATION_END:
-        end_iteration(s, m, True)
+        end_chunked_iteration(s, m)
     elif form_chunked_batch(s, m):
         plan_iteration_end(s, m, s.run[0].now_s + start_chunks(s, m))
     else:
@@ -47,31 +47,59 @@ def chunked_at(a: IntArray, kind: int, m: int, _r: int, _number: int) -> int:
     return 0
 
 
-@lean_njit
-def end_iteration(s: State, m: int, is_chunked: bool) -> None:
+@inner_njit
+def end_iteration(s: State, m: int) -> None:
     """Hand out the tokens: decodes first, then the first tokens of prompts, which join afterwards."""
-    note_change(s, m)
-    machine, row = s.machines[m], s.books[m]
+    machine = s.machines[m]
     count, decodes = machine.batch_prompts, machine.batch_decodes
+    begin_to_end(s, m)
+    r = machine.batch_first
+    for _ in range(machine.batch_prompts):
+        following = s.requests[r].next
+        if s.requests[r].was_preempted:
+            end_recomputation(s, m, r)
+        else:
+            end_prompt(s, m, r)
+        r = following
+    plan_next(s, m, count, decodes)
+
+
+@inner_njit
+def end_chunked_iteration(s: State, m: int) -> None:
+    """`end_iteration` under discipline `vllm`."""
+    machine = s.machines[m]
+    count, decodes = machine.batch_prompts, machine.batch_decodes
+    begin_to_end(s, m)
+    r = machine.batch_first
+    for _ in range(machine.batch_prompts):
+        following = s.requests[r].next
+        if end_chunk(s, m, r):
+            if s.requests[r].was_preempted:
+                end_recomputation(s, m, r)
+            else:
+                end_prompt(s, m, r)
+        r = following
+    plan_next(s, m, count, decodes)
+
+
+@inner_njit
+def begin_to_end(s: State, m: int) -> None:
+    """What the end of an iteration brings before its prompts are looked at."""
+    note_change(s, m)
+    machine = s.machines[m]
     if machine.leaving_first >= 0:
         call(s, OUTAGES, ITERATION_END, m, -1, 0)
     machine.is_busy = False
     if machine.batch_decodes > 0 or not machine.batch_serves_all:
         end_decodes(s, m)
-    r = machine.batch_first
-    for _ in range(machine.batch_prompts):
-        following = s.requests[r].next
-        if is_chunked:
-            is_prompt_over = end_chunk(s, m, r)
-        else:
-            is_prompt_over = not s.requests[r].was_preempted
-            if not is_prompt_over:
-                end_recomputation(s, m, r)
-        if is_prompt_over:
-            end_prompt(s, m, r)
-        r = following
+
+
+@inner_njit
+def plan_next(s: State, m: int, prompts: int, decodes: int) -> None:
+    """After an iteration with so many prompts and decodes: the next one."""
+    machine, row = s.machines[m], s.books[m]
     machine.batch_prompts = 0
-    if count > 0 and row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
+    if prompts > 0 and row[b.PENDING_PROMPTS] == 0:  # whatever rounding left
         row[b.PENDING_S] = row[b.PROMPT_WEIGHT] = row[b.PROMPT_WEIGHTED_S] = 0.0
-    lg.log_stretch(s, lg.ITERATION, m, -1, machine.batch_start_s, count, decodes)
+    lg.log_stretch(s, lg.ITERATION, m, -1, machine.batch_start_s, prompts, decodes)
     plan_start(s, m)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inner_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.books import overhead_of_s
 from splitgym.sim.clock import TRANSFER_END
@@ -23,7 +23,7 @@ from splitgym.view import DRAINING, READY
 IntArray = npt.NDArray[np.int64]
 
 
-@lean_njit
+@inner_njit
 def lost_work_is_done(s: State, m: int) -> bool:
     """Whether nothing of the phases it gives up is left."""
     machine, row = s.machines[m], s.books[m]
@@ -32,7 +32,7 @@ def lost_work_is_done(s: State, m: int) -> bool:
     return not prompts and not tokens
 
 
-@lean_njit
+@inner_njit
 def admits(s: State, m: int) -> bool:
     """Whether it takes in new work. One about to restart, its old phase over, only finishes what it holds."""
     lifecycle = s.books[m, b.LIFECYCLE]
@@ -41,14 +41,14 @@ def admits(s: State, m: int) -> bool:
     return lifecycle == READY  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def free(s: State, m: int, r: int, tokens: int) -> None:
     """A request gives memory back."""
     let_go(s, m, r, tokens)
     offer_room(s, m)
 
 
-@lean_njit
+@inner_njit
 def let_go(s: State, m: int, r: int, tokens: int) -> None:
     """A request gives back the memory of ``tokens``; with prefix caching it is kept while nobody needs the room."""
     machine = s.machines[m]
@@ -57,7 +57,7 @@ def let_go(s: State, m: int, r: int, tokens: int) -> None:
         machine.kv_used_tokens += call(s, PREFIXES, RELEASE, m, r, tokens)
 
 
-@lean_njit
+@inner_njit
 def offer_room(s: State, m: int) -> None:
     """First to caches waiting for room here, then to prompts, of other machines and its own."""
     let_in(s, m)
@@ -71,20 +71,20 @@ def offer_room(s: State, m: int) -> None:
     make_runnable(s, m)
 
 
-@lean_njit
+@inner_njit
 def in_blocks(s: State, m: int, tokens: int) -> int:
     """The blocks of ``tokens`` tokens, in tokens (discipline `vllm`)."""
     size = s.machines[m].block_size
     return -(-tokens // size) * size  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def need_to_come(s: State, m: int, r: int) -> int:
     """KV tokens reserved on its token machine before its cache is sent there."""
     return in_blocks(s, m, tokens_at_start(s, r)) if s.run[0].is_vllm else whole_tokens(s, r)
 
 
-@lean_njit
+@inner_njit
 def held_until_sent(s: State, m: int, r: int) -> int:
     """KV tokens its cache takes until it is sent on its prompt machine, or where it was a decode."""
     request = s.requests[r]
@@ -93,7 +93,7 @@ def held_until_sent(s: State, m: int, r: int) -> int:
     return whole_tokens(s, r) if request.is_moved else request.prompt_tokens + 1
 
 
-@lean_njit
+@inner_njit
 def let_in(s: State, m: int) -> None:
     """`receive`, where a cache waits."""
     if s.machines[m].inbox_first >= 0:
@@ -107,7 +107,7 @@ def receiving_at(a: IntArray, _what: int, m: int, _r: int, _number: int) -> int:
     return 0
 
 
-@lean_njit
+@inner_njit
 def receive(s: State, m: int) -> None:
     """Serialized: reserve room for waiting caches, first come first served, and send them; those put back first."""
     machine = s.machines[m]
@@ -129,7 +129,7 @@ def receive(s: State, m: int) -> None:
         send(s, r)
 
 
-@lean_njit
+@inner_njit
 def wait_for_room(s: State, m: int, r: int) -> None:
     """Put a cache last in the inbox of ``m``."""
     machine = s.machines[m]
@@ -143,7 +143,7 @@ def wait_for_room(s: State, m: int, r: int) -> None:
     s.books[m, b.WAITING] += 1
 
 
-@lean_njit
+@inner_njit
 def send(s: State, r: int) -> None:
     """Put a cache on its way; what is seen of it after the prompt phase depends on the transfer mode."""
     run, request = s.run[0], s.requests[r]
@@ -164,7 +164,7 @@ def send(s: State, r: int) -> None:
         plan(s, run.now_s + (overhead_s + visible_bytes / bytes_per_s), TRANSFER_END, request.token_machine, r)
 
 
-@lean_njit
+@inner_njit
 def end_transfer(s: State, r: int) -> None:
     """The cache is at its token machine, and gone from where it was."""
     request = s.requests[r]
@@ -187,7 +187,7 @@ def end_transfer(s: State, r: int) -> None:
     free(s, source, r, held_until_sent(s, source, r))
 
 
-@lean_njit
+@inner_njit
 def join(s: State, r: int, m: int) -> None:
     """The cache is here: a place in the batch from the next iteration on."""
     machine = s.machines[m]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inner_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.assignment import enter_queue, leave_books
@@ -43,7 +43,7 @@ def migration_at(a: IntArray, what: int, m: int, r: int, _number: int) -> int:
     return 0
 
 
-@lean_njit
+@inner_njit
 def leave_phases(s: State, m: int) -> None:
     """A role change: what waits is given to others at once, decodes at the next boundary (`move_decodes`)."""
     machine = s.machines[m]
@@ -72,7 +72,7 @@ def leave_phases(s: State, m: int) -> None:
         make_runnable(s, m)
 
 
-@lean_njit
+@inner_njit
 def hand_over_prompts(s: State, m: int) -> None:
     """Prompts that wait, not those in work, nor decodes to be computed again."""
     machine = s.machines[m]
@@ -117,7 +117,7 @@ def hand_over_prompts(s: State, m: int) -> None:
         r = following
 
 
-@lean_njit
+@inner_njit
 def least_pending(s: State, r: int, m: int) -> int:
     """Where a prompt goes that is to leave ``m``, which is draining; ``m`` where there is no other."""
     request = s.requests[r]
@@ -132,7 +132,7 @@ def least_pending(s: State, r: int, m: int) -> int:
     return best
 
 
-@lean_njit
+@inner_njit
 def redirect(s: State, r: int) -> None:
     """Its prompt phase is not over: its token phase is to be elsewhere."""
     d = freest(s, r)
@@ -140,13 +140,13 @@ def redirect(s: State, r: int) -> None:
         rebook(s, r, d, b.COMING, b.COMING_CONTEXT)
 
 
-@lean_njit
+@inner_njit
 def is_leaving(s: State, m: int) -> bool:
     """Whether its token phases are moved."""
     return s.machines[m].loses_tokens and s.run[0].migrates  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def move_decodes(s: State, m: int) -> bool:
     """At an iteration boundary: caches of decodes are to be sent, in order of arrival; whether there are any."""
     machine, row = s.machines[m], s.books[m]
@@ -174,7 +174,7 @@ def move_decodes(s: State, m: int) -> bool:
     return some
 
 
-@lean_njit
+@inner_njit
 def next_decode(s: State, m: int, after: int) -> int:
     """The first decode that arrived after another, -1 if there is none."""
     machine = s.machines[m]
@@ -186,7 +186,7 @@ def next_decode(s: State, m: int, after: int) -> int:
     return first
 
 
-@lean_njit
+@inner_njit
 def freest(s: State, r: int) -> int:
     """Where a token phase goes that has to go elsewhere; -1 if there is no such machine."""
     whole, request = whole_tokens(s, r), s.requests[r]
@@ -204,7 +204,7 @@ def freest(s: State, r: int) -> int:
     return best
 
 
-@lean_njit
+@inner_njit
 def rebook(s: State, r: int, d: int, counted: int, context: int) -> None:
     """Its token phase is another machine's; these columns of the books count it."""
     request = s.requests[r]
@@ -233,7 +233,7 @@ def rebook(s: State, r: int, d: int, counted: int, context: int) -> None:
     count_move(s, r, d)
 
 
-@lean_njit
+@inner_njit
 def count_move(s: State, r: int, m: int) -> None:
     """A request has been given to another machine."""
     s.run[0].migrations += 1

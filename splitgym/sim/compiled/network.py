@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inner_njit, njit
 from splitgym.sim.clock import TRANSFER_END
 from splitgym.sim.compiled.events import event_key, key_request, plan, pop, set_time
 from splitgym.sim.compiled.slots import LINKS, call, state_at
@@ -21,7 +21,7 @@ ENTER, END = range(2)
 """What `links_at` does."""
 
 
-@lean_njit
+@inner_njit
 def begin_flow(s: State, r: int, size_bytes: float, overhead_s: float) -> None:
     """Send ``size_bytes`` once the overhead is over."""
     s.flows[r].goal_bytes = size_bytes
@@ -31,7 +31,7 @@ def begin_flow(s: State, r: int, size_bytes: float, overhead_s: float) -> None:
         call(s, LINKS, ENTER, -1, r, 0)
 
 
-@lean_njit
+@inner_njit
 def end_next(s: State) -> int:
     """The next event of a transfer: whose cache is there, or -1 where an overhead is over and its bytes follow."""
     run = s.run[0]
@@ -59,7 +59,7 @@ def links_at(a: IntArray, what: int, _m: int, r: int, number: int) -> int:
     return r
 
 
-@lean_njit
+@inner_njit
 def enter_link(s: State, r: int) -> None:
     """Its bytes are sent from now on."""
     source, destination = s.requests[r].cache_machine, s.requests[r].token_machine
@@ -82,7 +82,7 @@ def enter_link(s: State, r: int) -> None:
     share(s, source, destination, 1)
 
 
-@lean_njit
+@inner_njit
 def end_flow(s: State, k: int) -> int:
     """The first transfer of a pair ends: returns whose it is."""
     pair = s.pairs[k]
@@ -96,7 +96,7 @@ def end_flow(s: State, k: int) -> int:
     return r  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def share(s: State, source: int, destination: int, change: int) -> None:
     """One more or less is sent between these two: settle the pairs whose rate that changes."""
     sender, receiver = s.machines[source], s.machines[destination]
@@ -120,7 +120,7 @@ def share(s: State, source: int, destination: int, change: int) -> None:
     find_first(s, destination)
 
 
-@lean_njit
+@inner_njit
 def set_rate(s: State, k: int, bytes_per_s: float) -> bool:
     """Returns whether that changes the pair's rate, so that its first transfer ends at another time."""
     pair = s.pairs[k]
@@ -132,7 +132,7 @@ def set_rate(s: State, k: int, bytes_per_s: float) -> bool:
     return True
 
 
-@lean_njit
+@inner_njit
 def drop_flow(s: State, r: int) -> None:
     """Send no more of it: of a transfer that is on the links."""
     source, destination = s.requests[r].cache_machine, s.requests[r].token_machine
@@ -152,7 +152,7 @@ def drop_flow(s: State, r: int) -> None:
     share(s, source, destination, -1)
 
 
-@lean_njit
+@inner_njit
 def find_first(s: State, m: int) -> None:
     """Which of the pairs that send to a machine has the transfer that ends first."""
     first = k = s.machines[m].first_received
@@ -164,13 +164,13 @@ def find_first(s: State, m: int) -> None:
     set_time(s.flow_ends, m, s.pairs[first].end_s if first >= 0 else NEVER_S)
 
 
-@lean_njit
+@inner_njit
 def is_before(value: float, key: int, other: float, other_key: int) -> bool:
     """Whether the first of two comes first: by value, then by key."""
     return value < other or (value == other and key < other_key)
 
 
-@lean_njit
+@inner_njit
 def send_up_to_now(s: State, k: int) -> None:
     """What a pair has sent."""
     pair, now_s = s.pairs[k], s.run[0].now_s
@@ -181,7 +181,7 @@ def send_up_to_now(s: State, k: int) -> None:
 # --- pairs of machines ----------------------------------------------------------------------------------------------
 
 
-@lean_njit
+@inner_njit
 def add_pair(s: State, source: int, destination: int) -> int:
     """The first transfer between these two is to begin."""
     run, sender, receiver = s.run[0], s.machines[source], s.machines[destination]
@@ -195,7 +195,7 @@ def add_pair(s: State, source: int, destination: int) -> int:
     return k  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def remove_pair(s: State, k: int) -> None:
     """Nothing is sent between these two any more."""
     run, pair = s.run[0], s.pairs[k]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inner_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled.slots import SCRAPES, call, state_at
 from splitgym.sim.compiled.state import State
@@ -19,7 +19,7 @@ from splitgym.view import DRAINING
 IntArray = npt.NDArray[np.int64]
 
 
-@lean_njit
+@inner_njit
 def note_change(s: State, m: int) -> None:
     """The books' row of a machine is to change, and so will its features. Noted once until somebody reads it."""
     run, machine = s.run[0], s.machines[m]
@@ -33,7 +33,7 @@ def note_change(s: State, m: int) -> None:
         run.may_settle = True
 
 
-@lean_njit
+@inner_njit
 def keep_report(s: State, m: int) -> bool:
     """Keep what a machine has said of itself since its last scrape, if there is a new one."""
     return s.run[0].now_s >= s.reports[m, NEXT_S] and call(s, SCRAPES, 0, m, -1, 0) > 0
@@ -48,7 +48,7 @@ def scrapes_at(a: IntArray, _what: int, m: int, _r: int, _number: int) -> int:
     return 1 if is_new else 0
 
 
-@lean_njit
+@inner_njit
 def note_scrapes(s: State) -> None:
     """Bring all reports up to now; what is new there changes features, too."""
     for m in range(len(s.machines)):
@@ -56,7 +56,7 @@ def note_scrapes(s: State) -> None:
             note_change(s, m)
 
 
-@lean_njit
+@inner_njit
 def changed_since(s: State, noted: int) -> tuple[int, int]:
     """Where in ``s.notes`` the machines stand that have changed since there were ``noted`` notes: from, and before.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit, seldom_njit
+from splitgym.jit import inner_njit, njit, seldom_njit
 from splitgym.sim import books as b
 from splitgym.sim.clock import FAULT, ROLE_READY
 from splitgym.sim.compiled import log as lg
@@ -50,7 +50,7 @@ def go_wrong(s: State, m: int, number: int) -> None:
         come_up(s, m)
 
 
-@lean_njit
+@inner_njit
 def go_down(s: State, m: int) -> None:
     """Its work and its caches are lost; requests that had or were to have either of its phases there begin again."""
     machine, run, lifecycle = s.machines[m], s.run[0], s.books[m, b.LIFECYCLE]
@@ -75,7 +75,7 @@ def go_down(s: State, m: int) -> None:
         plan_start(s, m)
 
 
-@lean_njit
+@inner_njit
 def drain_no_more(s: State, m: int) -> None:
     """Take a machine out of the chain of those that drain."""
     run = s.run[0]
@@ -91,7 +91,7 @@ def drain_no_more(s: State, m: int) -> None:
         run.last_draining = before
 
 
-@lean_njit
+@inner_njit
 def needs(s: State, r: int, m: int) -> bool:
     """Whether a request in flight has something on a machine, or something to come there."""
     request = s.requests[r]
@@ -101,7 +101,7 @@ def needs(s: State, r: int, m: int) -> bool:
     return request.token_machine == m or (request.prompt_machine == m and keeps_cache)
 
 
-@lean_njit
+@inner_njit
 def come_up(s: State, m: int) -> None:
     """It is empty, and ready in the role that it last had or was to have."""
     s.books[m, b.LIFECYCLE] = READY
@@ -145,7 +145,7 @@ def may_wait(s: State) -> bool:
     return is_one_down
 
 
-@lean_njit
+@inner_njit
 def give_up(s: State, r: int) -> None:
     """The client has waited long enough."""
     request = s.requests[r]

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray, types  # type: ignore[attr-defined]
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import get_cfarray_intrinsic
+from numba.np.numpy_support import from_dtype
 
-from splitgym.jit import function_pointer, inline_njit
+from splitgym.jit import function_pointer, merged_njit
 
 IntArray = npt.NDArray[np.int64]
 
@@ -24,14 +26,14 @@ def addresses(arrays: Sequence[npt.NDArray[Any]]) -> IntArray:
 
 
 @functools.cache
-def address_of(function: Callable[..., Any], signature: Any) -> int:
-    """Where the code of a compiled function lies, for one numba ``signature``."""
-    return int(_kept(function, signature).address)
+def address_of(function: Callable[..., Any], signature: Any, *, allocates: bool = False) -> int:
+    """Where the code of a compiled function lies, for one numba ``signature``; see `splitgym.jit.function_pointer`."""
+    return int(_kept(function, signature, allocates).address)
 
 
 @functools.cache
-def _kept(function: Callable[..., Any], signature: Any) -> Any:
-    return function_pointer(function, signature)
+def _kept(function: Callable[..., Any], signature: Any, allocates: bool) -> Any:
+    return function_pointer(function, signature, allocates=allocates)
 
 
 def callable_at(signature: Any) -> Any:
@@ -61,8 +63,19 @@ pointer_at: Any = intrinsic(_pointer_at)
 """In compiled code: an address as a pointer."""
 
 
-@inline_njit
+def arrays_of(dtype: npt.DTypeLike) -> Any:
+    """A function for compiled code: from a pointer and a shape to the array of that dtype.
+
+    It is what numba's `carray` calls, which functions that count no references cannot.
+    """
+    return get_cfarray_intrinsic("C", types.DType(from_dtype(np.dtype(dtype))))  # type: ignore[no-untyped-call]
+
+
+floats_of, ints_of, bools_of = arrays_of(np.float64), arrays_of(np.int64), arrays_of(np.bool_)
+
+
+@merged_njit
 def floats_at(place: IntArray) -> npt.NDArray[np.float64]:
     """The one-dimensional array whose address and length are in ``place`` (3,)."""
-    found: npt.NDArray[np.float64] = carray(pointer_at(place[0]), (place[1],), np.float64)
+    found: npt.NDArray[np.float64] = floats_of(pointer_at(place[0]), (place[1],))
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inner_njit, njit
 from splitgym.sim.books import FloatArray
 from splitgym.sim.compiled.slots import PREFIXES, call, desk_at, state_at
 from splitgym.sim.compiled.state import State
@@ -32,20 +32,20 @@ def prefixes_at(a: IntArray, what: int, m: int, r: int, tokens: int) -> int:
     return 0
 
 
-@lean_njit
+@inner_njit
 def own_name(s: State, r: int) -> int:
     """Of what is only this request's: they come after the prompts' names."""
     return len(s.first_copies) - s.run[0].num_requests + r  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def names_end(s: State, m: int, r: int) -> int:
     """Where in `State.prefix_names` the blocks end that it shares there; they begin at `prefix_first`."""
     is_there = s.requests[r].prompt_machine == m
     return s.prefix_first[r + 1] if is_there else s.prefix_first[r]  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def find(s: State, m: int, name: int) -> int:
     """The copy of a name on a machine, -1 if there is none."""
     c = s.first_copies[name] - 1
@@ -54,7 +54,7 @@ def find(s: State, m: int, name: int) -> int:
     return c  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def count_hits(s: State, r: int, hits: FloatArray) -> None:
     """How much of a prompt each machine has: (num_machines,)."""
     hits[:] = 0.0
@@ -70,14 +70,14 @@ def count_hits(s: State, r: int, hits: FloatArray) -> None:
         hits[m] = min(hits[m], most_hit(s, m, s.requests[r].prompt_tokens))
 
 
-@lean_njit
+@inner_njit
 def most_hit(s: State, m: int, tokens: int) -> int:
     """The last of these tokens is always computed."""
     size = s.machines[m].block_size
     return (tokens - 1) // size * size  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def hit_tokens(s: State, m: int, r: int, tokens: int) -> int:
     """How many of a prompt's ``tokens`` are there from its beginning on."""
     hit, is_whole = 0, True
@@ -94,7 +94,7 @@ def hit_tokens(s: State, m: int, r: int, tokens: int) -> int:
     return min(hit, most_hit(s, m, tokens))
 
 
-@lean_njit
+@inner_njit
 def shared_tokens(s: State, m: int, r: int) -> int:
     """How many of its prompt's tokens others use already, so that they take no more memory."""
     shared = 0
@@ -105,7 +105,7 @@ def shared_tokens(s: State, m: int, r: int) -> int:
     return shared
 
 
-@lean_njit
+@inner_njit
 def use_prefix(s: State, m: int, r: int) -> None:
     """A request is admitted."""
     forget_own(s, m, r)
@@ -118,7 +118,7 @@ def use_prefix(s: State, m: int, r: int) -> None:
         s.copies[c].users += 1
 
 
-@lean_njit
+@inner_njit
 def forget_own(s: State, m: int, r: int) -> None:
     """What is only this request's is not kept any more."""
     c = find(s, m, own_name(s, r))
@@ -127,7 +127,7 @@ def forget_own(s: State, m: int, r: int) -> None:
         remove_copy(s, own_name(s, r), c)
 
 
-@lean_njit
+@inner_njit
 def publish(s: State, m: int, r: int) -> None:
     """Others may use the full blocks of its prompt that are computed, or will be in this iteration."""
     request, size = s.requests[r], s.run[0].prefix_tokens
@@ -141,7 +141,7 @@ def publish(s: State, m: int, r: int) -> None:
         there -= size
 
 
-@lean_njit
+@inner_njit
 def release(s: State, m: int, r: int, tokens: int) -> int:
     """A request of that many tokens gives them back, the last first; returns how many others still use."""
     first, end = s.prefix_first[r], names_end(s, m, r)
@@ -165,13 +165,13 @@ def release(s: State, m: int, r: int, tokens: int) -> int:
     return shared
 
 
-@lean_njit
+@inner_njit
 def give_up_surplus(s: State, m: int) -> None:
     """Memory has been taken: keep no more than is free."""
     call(s, PREFIXES, GIVE_UP, m, -1, s.machines[m].kv_capacity_tokens - s.machines[m].kv_used_tokens)
 
 
-@lean_njit
+@inner_njit
 def give_up(s: State, m: int, free_tokens: int) -> None:
     """Keep no more than is free: least recently released first."""
     machine = s.machines[m]
@@ -192,7 +192,7 @@ def give_up(s: State, m: int, free_tokens: int) -> None:
 # --- copies ---------------------------------------------------------------------------------------------------------
 
 
-@lean_njit
+@inner_njit
 def keep(s: State, m: int, c: int) -> None:
     """Nobody uses it any more: it is the last to be given up."""
     machine, copy = s.machines[m], s.copies[c]
@@ -205,7 +205,7 @@ def keep(s: State, m: int, c: int) -> None:
     machine.kept_tokens += copy.tokens
 
 
-@lean_njit
+@inner_njit
 def take_out(s: State, m: int, c: int) -> None:
     """It is not kept any more."""
     machine, copy = s.machines[m], s.copies[c]
@@ -220,7 +220,7 @@ def take_out(s: State, m: int, c: int) -> None:
     machine.kept_tokens -= copy.tokens
 
 
-@lean_njit
+@inner_njit
 def add_copy(s: State, m: int, name: int) -> int:
     """An empty one."""
     run = s.run[0]
@@ -237,7 +237,7 @@ def add_copy(s: State, m: int, name: int) -> int:
     return c  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def remove_copy(s: State, name: int, c: int) -> None:
     """It is gone."""
     run = s.run[0]

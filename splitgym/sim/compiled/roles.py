@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.jit import lean_njit, njit
+from splitgym.jit import inner_njit, njit
 from splitgym.sim import books as b
 from splitgym.sim.clock import ROLE_READY
 from splitgym.sim.compiled import log as lg
@@ -38,7 +38,7 @@ def roles_at(a: IntArray, what: int, m: int, role: int, _number: int) -> int:
     return 0
 
 
-@lean_njit
+@inner_njit
 def change_role(s: State, m: int, role: int) -> None:
     """Becoming mixed only permits more and is done at once; giving up a phase drains, then takes ``switch_s``."""
     machine, row, run = s.machines[m], s.books[m], s.run[0]
@@ -64,7 +64,7 @@ def change_role(s: State, m: int, role: int) -> None:
     settle(s)
 
 
-@lean_njit
+@inner_njit
 def settle(s: State) -> None:
     """Let machines go on whose draining is over."""
     run = s.run[0]
@@ -98,14 +98,14 @@ def settle(s: State) -> None:
         m = following
 
 
-@lean_njit
+@inner_njit
 def end_switch(s: State, m: int) -> None:
     """The machine has restarted."""
     lg.log_stretch(s, lg.SWITCH, m, -1, s.machines[m].switch_start_s, 0, 0)
     become_ready(s, m)
 
 
-@lean_njit
+@inner_njit
 def become_ready(s: State, m: int) -> None:
     """It serves in its new role."""
     s.books[m, b.LIFECYCLE] = READY
@@ -117,7 +117,7 @@ def become_ready(s: State, m: int) -> None:
         place_waiting(s)
 
 
-@lean_njit
+@inner_njit
 def note_new_role(s: State, m: int) -> None:
     """Role or lifecycle of a machine changes: masks are to be filled anew, too."""
     note_change(s, m)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitgym.jit import lean_njit
+from splitgym.jit import inner_njit
 from splitgym.sim.compiled.events import pop, push
 from splitgym.sim.compiled.state import State
 from splitgym.sim.ledger import Meters
 
 
-@lean_njit
+@inner_njit
 def integrate(s: State, time_s: float) -> None:
     """Charge what is unfinished for the time since the last event."""
     run = s.run[0]
@@ -20,7 +20,7 @@ def integrate(s: State, time_s: float) -> None:
     run.time_s = time_s
 
 
-@lean_njit
+@inner_njit
 def set_deadline(s: State, deadline_s: float, key: int) -> None:
     """Note a deadline; it is put into the heap when next the missed are counted, unless the token is there by then."""
     run = s.run[0]
@@ -30,13 +30,13 @@ def set_deadline(s: State, deadline_s: float, key: int) -> None:
     run.deadlines += 1
 
 
-@lean_njit
+@inner_njit
 def is_late(s: State, deadline_s: float, time_s: float) -> bool:
     """Whether a token at ``time_s`` misses its deadline, and that has not been counted before it came."""
     return s.run[0].missed_until_s <= deadline_s < time_s  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def count_missed(s: State, time_s: float) -> None:
     """Count deadlines before ``time_s`` whose token is not there. Keys are 2 · request, + 1 for the last token."""
     run, deadlines = s.run[0], s.deadlines
@@ -58,14 +58,14 @@ def count_missed(s: State, time_s: float) -> None:
     run.missed_until_s = time_s
 
 
-@lean_njit
+@inner_njit
 def is_outstanding(s: State, key: int) -> bool:
     """Whether the token with a deadline is not there yet."""
     request = s.requests[key >> 1]
     return np.isnan(request.finish_s if key & 1 else request.first_token_s)  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def count_arrival(s: State, r: int, time_s: float) -> None:
     """A request arrives."""
     run, request = s.run[0], s.requests[r]
@@ -76,7 +76,7 @@ def count_arrival(s: State, r: int, time_s: float) -> None:
     set_deadline(s, time_s + request.ttft_allowed_s, 2 * r)
 
 
-@lean_njit
+@inner_njit
 def count_first_token(s: State, r: int, time_s: float) -> None:
     """The prompt phase ends."""
     run, request = s.run[0], s.requests[r]
@@ -89,7 +89,7 @@ def count_first_token(s: State, r: int, time_s: float) -> None:
         set_deadline(s, time_s + request.token_phase_allowed_s, 2 * r + 1)
 
 
-@lean_njit
+@inner_njit
 def count_finish(s: State, r: int, time_s: float) -> None:
     """The last token is out."""
     run, request = s.run[0], s.requests[r]
@@ -101,7 +101,7 @@ def count_finish(s: State, r: int, time_s: float) -> None:
     run.weight -= request.token_weight
 
 
-@lean_njit
+@inner_njit
 def read_meters(s: State, time_s: float, with_missed: bool) -> Meters:
     """Totals up to ``time_s``, which is not before the last event.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitgym.jit import lean_njit
+from splitgym.jit import inner_njit
 from splitgym.sim import books as b
 from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.decoding import remove_decode, whole_tokens
@@ -13,7 +13,7 @@ from splitgym.sim.compiled.first_tokens import (
     tokens_at_start,
     weight_to_next_token,
 )
-from splitgym.sim.compiled.iterations import begin, end_recomputation, take_place
+from splitgym.sim.compiled.iterations import begin, take_place
 from splitgym.sim.compiled.memory import admits, in_blocks, let_go, let_in
 from splitgym.sim.compiled.migration import MOVE_DECODES, is_leaving
 from splitgym.sim.compiled.notes import note_change
@@ -23,7 +23,7 @@ from splitgym.sim.compiled.state import State
 from splitgym.view import SWITCHING
 
 
-@lean_njit
+@inner_njit
 def form_chunked_batch(s: State, m: int) -> bool:
     """What runs grows, the last admitted making room where blocks are short; if they are not, prompts are admitted."""
     if s.books[m, b.LIFECYCLE] >= SWITCHING:  # or down
@@ -56,7 +56,7 @@ def form_chunked_batch(s: State, m: int) -> bool:
     return False  # nothing was preempted, and nothing can run
 
 
-@lean_njit
+@inner_njit
 def take_in_places(s: State, m: int) -> None:
     """Caches that have arrived take a place in order, as long as there are places."""
     machine = s.machines[m]
@@ -74,7 +74,7 @@ def take_in_places(s: State, m: int) -> None:
         machine.joining_last = -1
 
 
-@lean_njit
+@inner_njit
 def number(s: State, m: int, r: int) -> None:
     """It is the last that its machine has admitted."""
     machine = s.machines[m]
@@ -82,7 +82,7 @@ def number(s: State, m: int, r: int) -> None:
     machine.admissions += 1
 
 
-@lean_njit
+@inner_njit
 def growth_tokens(s: State, m: int) -> int:
     """The blocks that decodes and the unfinished prompt need for this iteration, in tokens; sets the prompt's chunk."""
     machine = s.machines[m]
@@ -96,7 +96,7 @@ def growth_tokens(s: State, m: int) -> int:
     return growth  # type: ignore[no-any-return]
 
 
-@lean_njit
+@inner_njit
 def preempt_last(s: State, m: int) -> None:
     """The running request that was admitted last loses its cache and waits at the front of the queue."""
     note_change(s, m)
@@ -138,7 +138,7 @@ def preempt_last(s: State, m: int) -> None:
     lg.log(s, lg.PREEMPTED, m, last)
 
 
-@lean_njit
+@inner_njit
 def admit_prompts(s: State, m: int) -> None:
     """First come, first served, while tokens, places and blocks are left; those admitted come into the batch."""
     machine, row = s.machines[m], s.books[m]
@@ -191,7 +191,7 @@ def admit_prompts(s: State, m: int) -> None:
             let_in(s, m)
 
 
-@lean_njit
+@inner_njit
 def start_chunks(s: State, m: int) -> float:
     """Start an iteration; returns how long it takes."""
     note_change(s, m)
@@ -212,16 +212,11 @@ def start_chunks(s: State, m: int) -> float:
     return begin(s, m, prompt_tokens, attention, prefill_context)
 
 
-@lean_njit
+@inner_njit
 def end_chunk(s: State, m: int, r: int) -> bool:
-    """A chunk is in the cache; returns whether the prompt's first token is out."""
+    """A chunk is in the cache; returns whether it was the last one."""
     machine, request = s.machines[m], s.requests[r]
     request.computed += request.chunk
-    if request.computed < request.prompt_tokens + request.generated:
-        machine.unfinished = r
-        return False
-    machine.unfinished = -1
-    if not request.was_preempted:
-        return True
-    end_recomputation(s, m, r)
-    return False
+    is_last = request.computed >= request.prompt_tokens + request.generated
+    machine.unfinished = -1 if is_last else r
+    return is_last  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitgym.jit import lean_njit, seldom_njit
+from splitgym.jit import inner_njit, seldom_njit
 from splitgym.sim import books as b
 from splitgym.sim.clock import ARRIVAL, TRANSFER_END
 from splitgym.sim.compiled import log as lg
@@ -60,7 +60,7 @@ def take_leave(s: State, m: int) -> None:
     machine.leaving_first = machine.leaving_last = -1
 
 
-@lean_njit
+@inner_njit
 def is_in_batch(s: State, m: int, r: int) -> bool:
     """Whether a prompt is in the iteration of a machine that is busy."""
     machine = s.machines[m]
@@ -103,7 +103,7 @@ def part_with(s: State, r: int) -> None:
     ask_again(s, r)
 
 
-@lean_njit
+@inner_njit
 def ask_again(s: State, r: int) -> None:
     """Have its machines decided as soon as what happens at this instant allows."""
     plan(s, s.run[0].now_s, ARRIVAL, 0, r)
@@ -304,7 +304,7 @@ def weigh_prompts(s: State, m: int) -> None:
         r = s.requests[r].next
 
 
-@lean_njit
+@inner_njit
 def weigh_prompt(s: State, m: int, r: int) -> None:
     """Add one, unless it is a preempted decode."""
     request, row = s.requests[r], s.books[m]
@@ -320,7 +320,7 @@ def give_back(s: State, m: int, r: int, tokens: int) -> None:
     free(s, m, r, tokens)
 
 
-@lean_njit
+@inner_njit
 def clear_rounding(s: State, t: int) -> None:
     """Whatever rounding left, where nothing decodes or is to come."""
     row = s.books[t]
