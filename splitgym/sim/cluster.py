@@ -261,8 +261,7 @@ class Scenario:
         faults: outages and slow stretches of machines.
 
     Raises:
-        SplitgymError: if a machine's blocks do not fit into those in which prefixes are known, or for what does not go
-            together.
+        SplitgymError: if a machine's blocks do not fit into those in which prefixes are known.
         ValueError: if a fault names a machine that there is not.
     """
 
@@ -280,10 +279,6 @@ class Scenario:
         for machine in self.faults.machines:
             if not 0 <= machine < count:
                 raise ValueError(f"faults: machine {machine} does not exist; there are {count}, 0 to {count - 1}")
-        if self.faults.outages or self.requests.have_deadlines:
-            for name, is_on in (("cluster.migrate", self.cluster.migrate), ("prefix_caching", self.caches_prefixes)):
-                if is_on:
-                    raise SplitgymError(f"{name}: does not go together with outages or deadline_s; leave one out")
         if self.prefixes is None:
             return
         for own in self.cluster.vllm:

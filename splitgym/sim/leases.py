@@ -33,16 +33,17 @@ def end_lease(world: World, request: int) -> None:
     world.recomputations += 1
     world.log("cache_dropped", source.index, request)
     token.inbox.remove(request)
+    world.cache_machine[request] = token.index
     remaining_tokens = world.whole_tokens[request] - world.tokens_at_start(request)
     token.preempted[request] = Preempted(remaining_tokens, *world.last_token(request))
     put_back(token, request)
     world.make_runnable(token)
-    held = world.prompt_tokens[request] + 1
+    prompt_tokens = world.prompt_tokens[request]
     source.outgoing -= 1
-    source.row[b.KV_HELD] -= held
+    source.row[b.KV_HELD] -= prompt_tokens + 1
     if not world.token_machines_answer:
         unbook_cache(world, request)
-    free(world, source, request, world.held_until_sent(source, request))
+    free(world, source, request, world.held_until_sent(source, request), prompt_tokens)
 
 
 def put_back(machine: SimMachine, request: int) -> None:

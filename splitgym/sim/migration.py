@@ -7,8 +7,6 @@ machine that had its prompt or has its cache. Where there is none, draining is a
 
 from __future__ import annotations
 
-import math
-
 from splitgym.sim import books as b
 from splitgym.sim.assignment import enter_queue, leave_books
 from splitgym.sim.paging import Preempted
@@ -83,7 +81,6 @@ def move_decodes(world: World, machine: SimMachine) -> bool:
     """At an iteration boundary: caches of decodes are to be sent, in order of arrival; whether there are any."""
     some = False
     for request in machine.decodes.in_order():
-        world.cache_machine[request] = machine.index
         destination = freest(world, request)
         if destination is None:
             continue
@@ -125,7 +122,7 @@ def rebook(world: World, request: int, destination: SimMachine, columns: tuple[i
     )
     remaining_tokens = world.whole_tokens[request] - tokens
     weighted = world.ledger.token_weight[request] * remaining_tokens
-    if world.token_machines_answer and math.isnan(world.outcome.first_token_s[request]):
+    if world.tokens_at_start(request) == prompt_tokens:  # its token machine makes the first, or the next, of them
         weighted += world.ledger.prompt_weight[request]
     counted, context = columns
     for row, sign in ((old.row, -1), (destination.row, 1)):

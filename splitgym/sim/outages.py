@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from splitgym.sim import books as b
 from splitgym.sim.clock import MACHINE_START
 from splitgym.sim.faults import DOWN, PACE, Change
@@ -42,6 +40,8 @@ def go_down(world: World, machine: SimMachine) -> None:
     for request in range(world.ledger.arrived):
         if needs(world, request, machine.index):
             withdraw(world, request, machine)
+    if machine.paging is not None and machine.paging.cache is not None:
+        machine.paging.cache.give_up(0)
     if machine.busy:
         assert machine.due is not None
         machine.busy = False
@@ -54,14 +54,8 @@ def go_down(world: World, machine: SimMachine) -> None:
 def needs(world: World, request: int, machine: int) -> bool:
     """Whether a request in flight has something on a machine, or something to come there."""
     outcome = world.outcome
-    if outcome.status[request] != IN_FLIGHT:
-        return False
-    if outcome.token_machine[request] == machine:
-        return True
-    if outcome.prompt_machine[request] != machine or not math.isnan(outcome.transfer_end_s[request]):
-        return False
-    token = world.machines[outcome.token_machine[request]]
-    return request not in token.preempted and request not in token.decodes  # there, where its lease has ended
+    is_here = machine in (outcome.token_machine[request], world.cache_machine[request])
+    return is_here and outcome.status[request] == IN_FLIGHT
 
 
 def come_up(world: World, machine: SimMachine) -> None:

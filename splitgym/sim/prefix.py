@@ -1,8 +1,9 @@
 """Prefix caching under discipline `vllm`: which caches a machine can use again, and who shares what is in use.
 
 A prompt's first blocks have names (`splitgym.workload.Prefixes`), the same for all prompts that begin alike. What a
-request has beside them on a machine, the rest of its prompt and its output, is its own; it can be used again only by
-itself, after a preemption. Memory that nobody uses is *kept* for that, and given up as others need it.
+request has beside them on a machine, the rest of its prompt and its output, or all of a cache that was sent there, is
+its own; it can be used again only by itself, after a preemption or where it begins again. Memory that nobody uses is
+*kept* for that, and given up as others need it.
 """
 
 from __future__ import annotations
@@ -34,15 +35,20 @@ class PrefixCache:
     used: dict[int, _Used] = field(default_factory=dict)  # named blocks of running requests
     kept: dict[int, int] = field(default_factory=dict)  # what nobody uses: tokens; first what is given up first
     kept_tokens: int = 0  # their sum
+    spans: dict[int, tuple[int, int]] = field(default_factory=dict)  # the own: where it begins and is full to
 
     def hit_tokens(self, names: Sequence[int], own: int, tokens: int) -> int:
         """How many of a prompt's ``tokens`` are there from its beginning on; the last one is always computed."""
         hit = 0
-        for name in (*names, own):
+        for name in names:
             held = self.used[name].tokens if name in self.used else self.kept.get(name, 0)
             hit += held
             if held < self.prefix_tokens:
                 break
+        if own in self.kept:
+            first, end = self.spans[own]
+            if first <= hit:
+                hit = max(hit, min(first + self.kept[own], end))
         return min(hit, (tokens - 1) // self.block_size * self.block_size)
 
     def shared_tokens(self, names: Sequence[int]) -> int:
@@ -65,18 +71,23 @@ class PrefixCache:
             here = min(full - place * self.prefix_tokens, self.prefix_tokens)
             self.used[name].tokens = max(self.used[name].tokens, here)
 
-    def release(self, names: Sequence[int], own: int, tokens: int) -> int:
-        """A request of that many tokens gives them back, the last first; returns how many others still use."""
-        self._keep(own, tokens - len(names) * self.prefix_tokens)
+    def release(self, names: Sequence[int], own: int, tokens: int, there: int) -> int:
+        """A request of that many tokens gives them back, the last first; returns how many others still use.
+
+        In its blocks are so many tokens as are ``there``.
+        """
+        first = len(names) * self.prefix_tokens
+        self._keep(own, tokens - first)
+        self.spans[own] = first, there - there % self.block_size
         shared = 0
         for name in reversed(names):
-            there = self.used[name]
-            there.users -= 1
-            if there.users:
-                shared += there.tokens
+            used = self.used[name]
+            used.users -= 1
+            if used.users:
+                shared += used.tokens
             else:
                 del self.used[name]
-                self._keep(name, there.tokens)
+                self._keep(name, used.tokens)
         return shared
 
     def give_up(self, free_tokens: int) -> None:

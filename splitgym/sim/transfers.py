@@ -8,9 +8,9 @@ from splitgym.sim.first_tokens import unbook_cache
 from splitgym.sim.world import SimMachine, World
 
 
-def free(world: World, machine: SimMachine, request: int, tokens: int) -> None:
-    """A request gives memory back."""
-    world.let_go(machine, request, tokens)
+def free(world: World, machine: SimMachine, request: int, tokens: int, there: int = 0) -> None:
+    """A request gives memory back (`World.let_go`)."""
+    world.let_go(machine, request, tokens, there)
     offer_room(world, machine)
 
 
@@ -87,6 +87,7 @@ def end_transfer(world: World, request: int, source: SimMachine, destination: Si
     now_s = world.clock.now
     if request not in world.moved:
         world.outcome.transfer_end_s[request] = now_s
+    world.cache_machine[request] = destination.index
     world.log("transfer_end", destination.index, request)
     if world.recorder is not None:
         world.recorder.transfer(request, source.index, destination.index, start_s, now_s)
@@ -99,4 +100,4 @@ def end_transfer(world: World, request: int, source: SimMachine, destination: Si
         unbook_cache(world, request)
     destination.row[b.KV_HELD] += held
     world.join(request, destination)
-    free(world, source, request, world.held_until_sent(source, request))
+    free(world, source, request, world.held_until_sent(source, request), world.tokens_to_send(request))

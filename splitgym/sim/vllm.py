@@ -76,11 +76,11 @@ def preempt_last(world: World, machine: SimMachine) -> None:
         paging.unfinished = -1
         held = paging.computed.pop(request)
         machine.kv_used_tokens -= paging.in_blocks(held) - paging.in_full_blocks(held)
-        world.let_go(machine, request, paging.in_full_blocks(held))
+        world.let_go(machine, request, paging.in_full_blocks(held), held)
     else:
         held = machine.decodes.tokens_of(request)
         machine.preempted[request] = Preempted(*machine.decodes.remove(request))
-        world.let_go(machine, request, paging.in_blocks(held - 1))
+        world.let_go(machine, request, paging.in_blocks(held - 1), held - 1)
         row[b.TOKEN_WEIGHT] -= world.weight_to_next_token(request)
         if request in machine.starting:
             machine.starting.remove(request)

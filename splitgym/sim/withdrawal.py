@@ -12,7 +12,7 @@ from splitgym.sim import books as b
 from splitgym.sim.clock import ARRIVAL
 from splitgym.sim.first_tokens import unbook_cache
 from splitgym.sim.rows import IN_FLIGHT
-from splitgym.sim.transfers import free, receive
+from splitgym.sim.transfers import free, offer_room, receive
 from splitgym.sim.world import LastToken, SimMachine, World
 
 NAN = float("nan")
@@ -69,6 +69,8 @@ def take_leave(world: World, machine: SimMachine, batch: Served) -> None:
 def part_with(world: World, request: int) -> None:
     """Take it out now; unless its client is gone, it begins again: from its prompt and the tokens that it has had."""
     progress = release(world, request)
+    world.moved.pop(request, None)
+    world.cache_machine[request] = -1
     if world.outcome.status[request] != IN_FLIGHT:
         return
     if progress.tokens:
@@ -106,15 +108,16 @@ def release(world: World, request: int) -> Progress:
             return leave_iteration(world, machine, request)
     if request in token.decodes:
         return leave_decodes(world, token, request)
-    last = world.last_token(request)
+    moved = world.moved.get(request)
+    last = world.last_token(request) if moved is None else LastToken(moved.last_token_s, moved.tbt_max_s)
     need = world.need_to_come(token, request)
     tokens = world.tokens_at_start(request) - world.prompt_tokens[request]
     forget_decode(world, token, request, world.output_tokens[request] - tokens)
     if request in token.joining:
         token.joining.remove(request)
         token.row[b.RUNNING] -= 1
-        token.row[b.KV_HELD] -= world.prompt_tokens[request] + 1
-        free(world, token, request, need)
+        token.row[b.KV_HELD] -= world.reported_tokens(request)
+        free(world, token, request, need, world.tokens_to_send(request))
     elif request in token.inbox:
         token.inbox.remove(request)
         lease_end = world.leases.pop(request, None)
@@ -130,7 +133,8 @@ def release(world: World, request: int) -> Progress:
         else:
             world.network.withdraw(request)
         drop_cache(world, request)
-        free(world, token, request, need)
+        token.kv_used_tokens -= need  # of which nothing has come
+        offer_room(world, token)
     return Progress(tokens, last)
 
 
@@ -166,7 +170,7 @@ def leave_iteration(world: World, machine: SimMachine, request: int) -> Progress
     if paging.unfinished == request:
         paging.unfinished = -1
     progress = forget_phase(world, machine, request)
-    free(world, machine, request, paging.in_blocks(held))
+    free(world, machine, request, paging.in_blocks(held), held)
     return progress
 
 
@@ -184,7 +188,8 @@ def leave_decodes(world: World, machine: SimMachine, request: int) -> Progress:
     if paging is None:
         free(world, machine, request, world.whole_tokens[request])
     else:
-        free(world, machine, request, paging.in_blocks(held if machine.busy else held - 1))
+        there = held if machine.busy else held - 1
+        free(world, machine, request, paging.in_blocks(there), there)
     return Progress(world.output_tokens[request] - remaining_tokens, LastToken(last_s, tbt_max_s))
 
 
@@ -205,13 +210,15 @@ def forget_preempted(world: World, machine: SimMachine, request: int) -> Progres
 
 
 def drop_cache(world: World, request: int) -> None:
-    """The cache that its prompt machine keeps for another goes."""
-    source, held = machines_of(world, request)[0], world.prompt_tokens[request] + 1
+    """The cache goes that its prompt machine keeps for another, or the machine where it was a decode."""
+    source, held = world.machines[world.cache_machine[request]], world.reported_tokens(request)
     source.outgoing -= 1
     source.row[b.KV_HELD] -= held
-    if not world.token_machines_answer:
+    if request in world.moved:
+        source.row[b.BOOKED_KV] -= held
+    elif not world.token_machines_answer:
         unbook_cache(world, request)
-    free(world, source, request, world.held_until_sent(source, request))
+    free(world, source, request, world.held_until_sent(source, request), world.tokens_to_send(request))
 
 
 def forget_prompt(world: World, request: int) -> None:

@@ -152,7 +152,7 @@ class World:
         self.draining: dict[int, SimMachine] = {}
         self.network = SharedNetwork(self.clock, [machine.link_bytes_per_s for machine in self.machines])
         self.preemptions = 0
-        self.cache_machine = [-1] * len(requests)  # where the prompt waits or is processed, and then where the cache is
+        self.cache_machine = [-1] * len(requests)  # of those in flight: where the prompt is, then where the cache is
         self.moved: dict[int, Preempted] = {}  # decodes whose caches are to be at another machine
         self.migrations = 0  # how often a role change gave a request to another machine
         self.leases: dict[int, simpy.Event] = {}  # their ends, of caches that wait for room
@@ -267,12 +267,15 @@ class World:
         """The blocks that it shares there: where its prompt is computed. A cache that was sent is its own."""
         return self.prefix_names[request] if self.outcome.prompt_machine[request] == machine.index else []
 
-    def let_go(self, machine: SimMachine, request: int, tokens: int) -> None:
-        """A request gives back the memory of ``tokens``; with prefix caching it is kept while nobody needs the room."""
+    def let_go(self, machine: SimMachine, request: int, tokens: int, there: int = 0) -> None:
+        """A request gives back the memory of ``tokens``; with prefix caching it is kept while nobody needs the room.
+
+        So many tokens of it are ``there`` that it may want again; 0 for one that is over.
+        """
         machine.kv_used_tokens -= tokens
         if machine.paging is not None and machine.paging.cache is not None:
             names = self.names_on(machine, request)
-            machine.kv_used_tokens += machine.paging.cache.release(names, own_name(request), tokens)
+            machine.kv_used_tokens += machine.paging.cache.release(names, own_name(request), tokens, there)
 
     def note_hits(self, request: int) -> None:
         """How much of a prompt each machine has, for the view; -1: no request."""

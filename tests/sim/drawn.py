@@ -143,9 +143,9 @@ def moments(scale_s: float) -> st.SearchStrategy[float]:
 
 
 @st.composite
-def disturbed(draw: st.DrawFn, scenario: Scenario) -> Scenario:
-    """The same scenario, in half of the cases with outages, slow machines or clients that give up."""
-    if draw(st.booleans()):
+def disturbed(draw: st.DrawFn, scenario: Scenario, always: bool = False) -> Scenario:
+    """The same scenario, in half of the cases or always with outages, slow machines or clients that give up."""
+    if not always and draw(st.booleans()):
         return scenario
     requests, count = scenario.requests, scenario.cluster.num_machines
     scale_s = max(float(requests.arrival_s[-1]) * 1.2, 1.0) if len(requests) else 1.0
@@ -168,29 +168,15 @@ def disturbed(draw: st.DrawFn, scenario: Scenario) -> Scenario:
         requests = dataclasses.replace(requests, deadline_s=deadline_s)
     admission = scenario.tick_s is not None and draw(st.booleans())
     tested = dataclasses.replace(scenario.cluster, admission=admission)
-    if outages or requests.have_deadlines:  # with which these do not go together
-        tested = dataclasses.replace(without_prefixes(tested), migrate=False)
     return dataclasses.replace(
         scenario, cluster=tested, requests=requests, faults=Faults(tuple(outages), tuple(stragglers))
     )
 
 
-def without_prefixes(tested: Cluster) -> Cluster:
-    """The same cluster, where nothing is kept that nobody uses."""
-    if not isinstance(tested.batching, VllmBatching):
-        return tested
-    machines = tuple(
-        dataclasses.replace(m, batching=m.batching and dataclasses.replace(m.batching, prefix_caching=False))
-        for m in tested.machines
-    )
-    return dataclasses.replace(
-        tested, machines=machines, batching=dataclasses.replace(tested.batching, prefix_caching=False)
-    )
-
-
 @st.composite
-def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
-    roles = draw(st.sampled_from(["pt", "m", "ppt", "ptm", "pttm", "mm"]))
+def scenarios(draw: st.DrawFn, discipline: str | None = None, all_at_once: bool = False) -> Scenario:
+    """Small ones; ``all_at_once``: work moves over slow links, blocks are shared, and something goes wrong."""
+    roles = draw(st.sampled_from(["ptttm", "pptttt"] if all_at_once else ["pt", "m", "ppt", "ptm", "pttm", "mm"]))
     capacity = draw(st.sampled_from([280, 400, 1_000, 1_000_000]))
     mode = draw(st.sampled_from(["serialized", "layerwise"]))
     batching = Batching(draw(st.sampled_from([100, 2048])), draw(st.sampled_from([2, 512])), 4)
@@ -212,9 +198,9 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
         transfer=Transfer(mode, *draw(OVERHEADS), draw(NETWORKS), draw(LEASES_S)),
         batching=batching,
         switch_s=draw(st.sampled_from([0.0, 1.5])),
-        link_bytes_per_s=draw(st.sampled_from([1e15, 1e8])),  # a prompt takes no time, or up to 0.7 s
+        link_bytes_per_s=1e8 if all_at_once else draw(st.sampled_from([1e15, 1e8])),  # a prompt takes up to 0.7 s
     )
-    first_token, migrate = draw(st.sampled_from(FIRST_TOKEN)), draw(st.booleans())
+    first_token, migrate = draw(st.sampled_from(FIRST_TOKEN)), all_at_once or draw(st.booleans())
     tested = dataclasses.replace(
         tested, first_token=first_token, migrate=migrate, telemetry=draw(TELEMETRY), classes=classes
     )
@@ -223,7 +209,8 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None) -> Scenario:
         arrivals = with_prefixes(arrivals, rng, common_block_tokens(tested))
     if draw(st.booleans()):
         tested = draw(with_powers(tested))
-    return draw(disturbed(Scenario(tested, arrivals, tick_s=draw(st.sampled_from([None, 0.7])))))
+    tick_s = draw(st.sampled_from([0.3, 0.7] if all_at_once else [None, 0.7]))
+    return draw(disturbed(Scenario(tested, arrivals, tick_s=tick_s), all_at_once))
 
 
 @st.composite

@@ -53,7 +53,29 @@ def assert_same_state(reference: ReferenceEngine, compiled: CompiledEngine) -> N
     assert compiled.prefix_hit_tokens == reference.prefix_hit_tokens
     assert compiled.restarts == reference.restarts
     np.testing.assert_array_equal(compiled.books.rows, reference.books.rows)
+    for number, machine in enumerate(reference._world.machines):
+        if machine.paging is not None and (cache := machine.paging.cache) is not None:
+            used, kept = prefixes_on(compiled, number)
+            assert used == sorted((there.users, there.tokens) for there in cache.used.values())
+            assert kept == list(cache.kept.values())
     assert compiled.books.potential(compiled.now_s) == reference.books.potential(reference.now_s)
+
+
+def prefixes_on(engine: CompiledEngine, machine: int) -> tuple[list[tuple[int, int]], list[int]]:
+    """Of a machine's copies of prefixes: users and tokens of those in use, and the tokens of those kept, in order."""
+    state = engine._state
+    used, c = [], int(state.machines["kept_first"][machine])
+    for first in state.first_copies - 1:
+        while first >= 0:
+            copy = state.copies[first]
+            if copy["machine"] == machine and copy["users"] > 0:
+                used.append((int(copy["users"]), int(copy["tokens"])))
+            first = int(copy["next"])
+    kept = []
+    while c >= 0:
+        kept.append(int(state.copies["tokens"][c]))
+        c = int(state.copies["after"][c])
+    return sorted(used), kept
 
 
 def assert_same_run(scenario: Scenario, make: Callable[[], Decider], look_every: int = 3) -> None:
@@ -115,7 +137,7 @@ def assert_same_results(scenario: Scenario, policy: str, warmup: str | None) -> 
     assert logs[0] == logs[1]
 
 
-any_scenario = st.one_of(scenarios(), calibrated_scenarios())
+any_scenario = st.one_of(scenarios(), scenarios(all_at_once=True), calibrated_scenarios())
 routing = st.sampled_from([name for name, builtin in BUILTINS.items() if builtin.kind != "pool"])
 pooled = st.builds(
     "{}+{}".format, routing, st.sampled_from([name for name, builtin in BUILTINS.items() if builtin.kind == "pool"])

@@ -29,6 +29,7 @@ def followed(scenario: Scenario, key: int) -> ReferenceEngine:
     while (view := engine.advance()) is not None:
         for machine in engine.state():
             assert 0 <= machine.kv_used_tokens <= machine.kv_capacity_tokens
+        prefixes_are_counted(engine, view)
         engine.decide(policy.decide(view))
     engine.finish()
     while engine._world.clock.peek() != NEVER_S:
@@ -36,8 +37,21 @@ def followed(scenario: Scenario, key: int) -> ReferenceEngine:
     return engine
 
 
+def prefixes_are_counted(engine: ReferenceEngine, view: ClusterView | None = None) -> None:
+    """What is kept fits into what is free; a machine that is down has nothing."""
+    for number, machine in enumerate(engine._world.machines):
+        if machine.paging is None or (cache := machine.paging.cache) is None:
+            continue
+        assert cache.kept_tokens == sum(cache.kept.values()) <= machine.free_tokens
+        assert all(used.users > 0 for used in cache.used.values())
+        if machine.lifecycle_name == "down":
+            assert not cache.kept
+            assert not cache.used
+            assert view is None or view["prefix_hit_tokens"][number] == 0
+
+
 @settings(max_examples=150, deadline=None)
-@given(st.one_of(scenarios(), calibrated_scenarios()), st.integers(0, 2**60))
+@given(st.one_of(scenarios(), scenarios(all_at_once=True), calibrated_scenarios()), st.integers(0, 2**60))
 def test_nothing_is_left_behind(scenario: Scenario, key: int) -> None:
     engine = followed(scenario, key)
     rows, meters = engine.rows(), engine.meters()
@@ -47,7 +61,9 @@ def test_nothing_is_left_behind(scenario: Scenario, key: int) -> None:
     holds_nothing = (rows.status != IN_FLIGHT) | (rows.prompt_machine < 0)
     assert meters.tokens_out >= rows.output_tokens[rows.status == COMPLETED].sum()
     assert meters.tokens_out <= rows.output_tokens.sum()
+    prefixes_are_counted(engine)
     if holds_nothing.all():
+        assert not (engine._world.moved or engine._world.on_the_way or engine._world.leases)
         assert all(machine.kv_used_tokens == 0 for machine in engine.state())
         kept = (b.ROLE, b.LIFECYCLE, b.PROMPT_SINCE_S, b.LAW)  # what is no count of work
         assert np.allclose(np.delete(engine.books.rows, kept, axis=1), 0.0, atol=1e-6)  # sums of floats
@@ -55,6 +71,7 @@ def test_nothing_is_left_behind(scenario: Scenario, key: int) -> None:
         for machine in engine._world.machines:
             assert not (machine.queue or machine.joining or machine.inbox or machine.prompts or machine.leaving)
             assert not machine.starting
+            assert machine.paging is None or machine.paging.cache is None or not machine.paging.cache.used
             assert len(machine.decodes) == machine.outgoing == machine.put_back == 0
 
 

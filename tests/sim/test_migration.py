@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from splitgym.sim.cluster import Cluster, Scenario, VllmBatching
+from splitgym.sim.cluster import Cluster, Scenario, Transfer, VllmBatching
+from splitgym.sim.faults import Faults, Outage
+from splitgym.sim.rows import ABANDONED
 from splitgym.sim.run import RunResult, run
 from splitgym.view import PROMPT, TOKEN
 from tests.sim.build import MODEL, Fixed, cluster, law, requests
@@ -135,3 +138,91 @@ def test_many_decodes_go_round(engine: str) -> None:
     assert result.migrations == 6 * 40
     assert result.rows.token_machine.tolist() == [7] * 40
     assert result.rows.finish_s == pytest.approx(0.5 + 199 * 0.05)  # nothing else keeps them waiting
+
+
+# --- with outages, and clients that give up --------------------------------------------------------------------------
+
+
+def moving(*outages: tuple[int, float, float], network: str = "ideal", deadline_s: float = np.inf) -> Scenario:
+    """A token's cache takes 25 ms. Machine 1 has the cache at 1.25 s and gives up the token phase at 1.5 s.
+
+    At the boundary, 1.55 s, 4 of 31 tokens are out; the 13 in the cache are at machine 2 at 1.875 s.
+    """
+    tested = migrating("pttt", transfer=Transfer(network=network))
+    profile = dataclasses.replace(tested.machines[0].profile, link_bytes_per_s=40.0 * MODEL.kv_bytes_per_token)
+    machines = tuple(dataclasses.replace(machine, profile=profile) for machine in tested.machines)
+    arrivals = dataclasses.replace(requests((0.0, 10, 31)), deadline_s=np.array([deadline_s]))
+    faults = Faults(outages=tuple(Outage(*outage) for outage in outages))
+    return Scenario(dataclasses.replace(tested, machines=machines), arrivals, tick_s=0.5, faults=faults)
+
+
+def moved_to(scenario: Scenario, engine: str) -> RunResult:
+    policy = Fixed([(0, 1), (0, 3)], roles_at={1.5: ((1, PROMPT),)})
+    return run(scenario, policy, engine=engine, record=True)
+
+
+@engines
+def test_where_the_prompt_was_does_not_matter_any_more(engine: str) -> None:
+    result = moved_to(moving((0, 1.7, 9.0)), engine)
+    assert (result.migrations, result.restarts) == (1, 0)
+    assert result.rows.finish_s[0] == pytest.approx(1.875 + 27 * 0.1)
+    assert result.rows.tbt_max_s[0] == pytest.approx(1.975 - 1.55)
+
+
+@engines
+@pytest.mark.parametrize("network", ["ideal", "shared"])
+@pytest.mark.parametrize("machine", [1, 2])
+def test_either_end_of_a_move_goes_down(engine: str, network: str, machine: int) -> None:
+    """At 1.7 s it begins again with 14 tokens; its fifth token is out at 2.7 s, its cache at machine 3 at 3.05 s."""
+    result = moved_to(moving((machine, 1.7, 9.0), network=network), engine)
+    assert (result.migrations, result.restarts) == (1, 1)
+    assert times(result, "restart") == [(1.7, -1, 0)]
+    assert times(result, "resumed") == [(pytest.approx(2.7), 0, 0)]
+    assert result.rows.transfer_end_s[0] == pytest.approx(3.05)
+    assert result.rows.tbt_max_s[0] == pytest.approx(2.7 - 1.55)
+    assert result.rows.finish_s[0] == pytest.approx(3.05 + 26 * 0.1)
+    assert result.meters.tokens_out == 31
+
+
+@engines
+@pytest.mark.parametrize("network", ["ideal", "shared"])
+@pytest.mark.parametrize(("deadline_s", "tokens_out"), [(1.52, 3), (1.7, 4), (1.9, 4)])
+def test_a_client_gives_up_in_a_move(engine: str, network: str, deadline_s: float, tokens_out: int) -> None:
+    """In the iteration before it, on the way, or in the first iteration after it: what that makes is not delivered."""
+    result = moved_to(moving(network=network, deadline_s=deadline_s), engine)
+    assert result.rows.status[0] == ABANDONED
+    assert result.meters.tokens_out == tokens_out
+    assert result.migrations == (deadline_s > 1.55)
+
+
+@engines
+def test_nothing_moves_to_a_machine_that_is_down(engine: str) -> None:
+    """The decode goes to machine 3, for 2 is down; prompts that wait at 0 go to 2, for 1 is down."""
+    assert moved_to(moving((2, 1.2, 9.0)), engine).rows.token_machine.tolist() == [3]
+    tested = migrating("ppptt", batching=dataclasses.replace(cluster().batching, max_batch_size=1))
+    arrivals = requests((0.0, 10, 2), (0.0, 20, 2), (0.0, 30, 2))
+    scenario = Scenario(tested, arrivals, tick_s=0.5, faults=Faults((Outage(1, 0.2, 9.0),)))
+    result = run(scenario, Fixed([(0, 3)], roles_at={0.5: ((0, TOKEN),)}), engine=engine, record=True)
+    assert times(result, "moved") == [(0.5, 2, 1), (0.5, 2, 2)]
+    assert result.restarts == 0
+
+
+@engines
+def test_a_machine_goes_down_while_it_drains(engine: str) -> None:
+    """Machine 1 gives up the token phase at 0.5 s, when 2 is too small and 3 down: two requests wait for it still.
+
+    It goes down at 0.7 s. The second, which waits, begins again then; the first, in work, at 1 s, behind it.
+    """
+    tested = migrating("pttm", batching=dataclasses.replace(cluster().batching, max_batch_size=1))
+    small = dataclasses.replace(tested.machines[2].profile, kv_capacity_override_tokens=12)
+    machines = [*tested.machines]
+    machines[2] = dataclasses.replace(machines[2], profile=small)
+    tested = dataclasses.replace(tested, machines=tuple(machines))
+    faults = Faults((Outage(3, 0.2, 0.6), Outage(1, 0.7, 9.0)))
+    scenario = Scenario(tested, requests((0.0, 10, 3), (0.0, 10, 3)), tick_s=0.5, faults=faults)
+    policy = Fixed([(0, 1), (0, 1), (0, 3), (0, 3)], roles_at={0.5: ((1, PROMPT),)})
+    result = run(scenario, policy, engine=engine, record=True)
+    assert times(result, "restart") == [(0.7, -1, 1), (1.0, -1, 0)]
+    assert result.migrations == 0
+    assert result.rows.first_token_s.tolist() == pytest.approx([3.0, 2.0])
+    assert result.rows.token_machine.tolist() == [3, 3]

@@ -13,9 +13,11 @@ from splitgym.hardware import LatencyLaw, load_profile, model_spec
 from splitgym.policies import make_policy
 from splitgym.sim.cluster import Cluster, Scenario, Transfer, VllmBatching
 from splitgym.sim.compiled import CompiledEngine
+from splitgym.sim.faults import Faults, Outage
 from splitgym.sim.prefix import PrefixCache, own_name
 from splitgym.sim.reference import ReferenceEngine
 from splitgym.sim.run import RunResult, run
+from splitgym.view import PROMPT, Decision
 from splitgym.workload import Prefixes, Requests, read_trace
 from tests.sim.build import Fixed, Shortest, cluster, requests
 
@@ -138,11 +140,105 @@ def test_what_is_ones_own_is_kept_once() -> None:
     """A decode that a role change moved away and later back leaves its blocks twice: the later ones count."""
     cache = PrefixCache(block_size=4, prefix_tokens=0)
     for tokens in (8, 12):
-        assert cache.release([], own_name(0), tokens) == 0
+        assert cache.release([], own_name(0), tokens, tokens) == 0
     assert cache.kept_tokens == 12
     assert cache.hit_tokens([], own_name(0), 100) == 12
     cache.give_up(0)
     assert cache.kept == {}
+
+
+def test_full_blocks_of_ones_own_are_found_where_all_before_is_there() -> None:
+    cache = PrefixCache(block_size=4, prefix_tokens=8)
+    cache.use([7], own_name(0))
+    cache.publish([7], 18)
+    assert cache.release([7], own_name(0), 20, 18) == 0  # 8 by name, then 10 of its own
+    assert cache.hit_tokens([7], own_name(0), 100) == 16
+    assert cache.hit_tokens([], own_name(0), 100) == 0  # as of a cache that was sent here: the first 8 are not its own
+    cache.give_up(16)
+    assert cache.hit_tokens([7], own_name(0), 100) == 16
+    cache.give_up(12)
+    assert cache.hit_tokens([7], own_name(0), 100) == 12
+    assert cache.release([], own_name(1), 20, 18) == 0  # sent here, whole
+    assert cache.hit_tokens([7], own_name(1), 100) == 16
+    assert cache.hit_tokens([8], own_name(1), 100) == 16
+
+
+# --- with outages, and clients that give up ---------------------------------------------------------------------------
+
+
+def down(*outages: tuple[int, float, float]) -> Faults:
+    return Faults(outages=tuple(Outage(*outage) for outage in outages))
+
+
+def linked(roles: str, tokens_per_s: float, **settings: object) -> Cluster:
+    """Machines whose links send that many tokens' caches in a second."""
+    link_bytes_per_s = tokens_per_s * cluster().model.kv_bytes_per_token
+    tested = cluster(roles, latency=SECOND_A_TOKEN, batching=CACHING, link_bytes_per_s=link_bytes_per_s)
+    return dataclasses.replace(tested, **settings)
+
+
+@pytest.mark.parametrize("kind", [ReferenceEngine, CompiledEngine])
+def test_a_machine_that_goes_down_loses_what_it_kept(kind: type[ReferenceEngine] | type[CompiledEngine]) -> None:
+    """Machine 0 knows the prompt at 11 s, not at 20 s, and at 40 s again."""
+    arrivals = named(*[(time_s, 10, 1, [1, 2]) for time_s in (0.0, 11.0, 20.0, 40.0)])
+    engine = kind(Scenario(alone(roles="mm"), arrivals, tick_s=None, faults=down((0, 14.0, 15.0))))
+    hits = []
+    while (view := engine.advance()) is not None:
+        hits.append(view["prefix_hit_tokens"].tolist())
+        engine.decide(Decision(0, 0))
+    assert hits == [[0.0, 0.0], [8.0, 0.0], [0.0, 0.0], [8.0, 0.0]]
+    assert (engine.rows().first_token_s - arrivals.arrival_s).tolist() == pytest.approx([10.0, 2.0, 10.0, 2.0])
+
+
+@engines
+@pytest.mark.parametrize(("prompt_tokens", "names", "hit"), [(10, [], 8), (10, [1, 2], 8), (12, [], 12)])
+def test_who_begins_again_finds_full_blocks(engine: str, prompt_tokens: int, names: list[int], hit: int) -> None:
+    """A second a token. With three tokens out its token machine goes down: prompt and three are computed anew."""
+    down_s = prompt_tokens + 0.25
+    arrivals = named((0.0, prompt_tokens, 5, names))
+    scenario = Scenario(linked("ptt", 1e6), arrivals, tick_s=None, faults=down((1, down_s, 99.0)))
+    result = run(scenario, Fixed([(0, 1), (0, 2)]), engine=engine)
+    assert result.prefix_hit_tokens == hit
+    next_s = down_s + prompt_tokens + 3 - hit
+    assert result.rows.tbt_max_s[0] == pytest.approx(next_s - (prompt_tokens + 0.2), abs=1e-4)  # transfers take 10 µs
+    assert result.rows.finish_s[0] == pytest.approx(next_s + 0.1, abs=1e-4)
+
+
+@engines
+def test_what_was_only_reserved_holds_nothing(engine: str) -> None:
+    """The cache of 8 tokens, sent from 8 s on, would take 8 s; at 9 s its sender goes down: 9 tokens are computed."""
+    scenario = Scenario(linked("pm", 1.0), named((0.0, 8, 3, [])), tick_s=None, faults=down((0, 9.0, 99.0)))
+    result = run(scenario, Fixed([(0, 1), (1, 1)]), engine=engine)
+    assert result.prefix_hit_tokens == 0
+    assert result.rows.finish_s[0] == pytest.approx(9.0 + 9.0 + 0.1)
+
+
+@engines
+def test_who_was_moved_finds_what_it_left(engine: str) -> None:
+    """Machine 1 has its cache, sent whole, at 10.5 s, and gives up the token phase at 11.25 s.
+
+    At 11.3 s 9 tokens are out and the 16 in the cache are sent to machine 2, which goes down at 12 s. Machine 1,
+    a prompt machine now, has all of the 17 tokens to compute but the last.
+    """
+    tested = linked("pttt", 3.2, migrate=True)
+    scenario = Scenario(tested, named((0.0, 8, 20, [1, 2])), tick_s=0.75, faults=down((2, 12.0, 99.0)))
+    policy = Fixed([(0, 1), (1, 3)], roles_at={11.25: ((1, PROMPT),)})
+    result = run(scenario, policy, engine=engine)
+    assert (result.migrations, result.restarts, result.prefix_hit_tokens) == (1, 1, 16)
+    assert result.rows.prompt_start_s[0] == pytest.approx(12.0)
+    assert result.rows.transfer_end_s[0] == pytest.approx(13.0 + 17 / 3.2)
+    assert result.rows.finish_s[0] == pytest.approx(13.0 + 17 / 3.2 + 10 * 0.1)
+    assert result.meters.tokens_out == 20
+
+
+@engines
+def test_who_gives_up_leaves_blocks_to_others(engine: str) -> None:
+    """The client is gone at 3 s, the iteration goes on to 8 s: its two blocks are there."""
+    arrivals = named((0.0, 8, 5, [1, 2]), (10.0, 9, 1, [1, 2]))
+    arrivals = dataclasses.replace(arrivals, deadline_s=np.array([3.0, np.inf]))
+    result = run(Scenario(alone(), arrivals, tick_s=None), Fixed([(0, 0)]), engine=engine)
+    assert result.rows.first_token_s[1] == pytest.approx(11.0)
+    assert result.prefix_hit_tokens == 8
 
 
 def test_blocks_that_do_not_fit() -> None:

@@ -44,6 +44,7 @@ def end_lease(s: State) -> None:
     run.recomputations += 1
     lg.log(s, lg.CACHE_DROPPED, source, r)
     take_from_inbox(s, token, r)
+    request.cache_machine, request.computed = token, request.prompt_tokens
     request.was_preempted = True
     request.generated = tokens_at_start(s, r) - request.prompt_tokens
     if not request.is_resumed:

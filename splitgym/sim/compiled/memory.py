@@ -156,6 +156,7 @@ def send(s: State, r: int) -> None:
         hidden_bytes = bytes_per_s * iteration_duration_s * (run.layers - 1) / run.layers
         visible_bytes = max(size_bytes / run.layers, size_bytes - hidden_bytes)
     request.transfer_start_s = run.now_s
+    request.computed = tokens
     lg.log(s, lg.TRANSFER_START, source, r)
     overhead_s = overhead_of_s(run.overhead_s, run.overhead_per_block_s, run.block_tokens, tokens)
     if run.is_shared:
@@ -171,6 +172,7 @@ def end_transfer(s: State, r: int) -> None:
     source, destination = request.cache_machine, request.token_machine
     if not request.is_moved:
         request.transfer_end_s = s.run[0].now_s
+    request.cache_machine = destination
     lg.log(s, lg.TRANSFER_END, destination, r)
     lg.log_stretch(s, lg.TRANSFER, source, r, request.transfer_start_s, destination, 0)
     held = reported_tokens(s, r)

@@ -16,6 +16,7 @@ from splitgym.sim.compiled.first_tokens import (
     is_answered_late,
     no_longer_starting,
     reported_tokens,
+    tokens_at_start,
     weight_to_next_token,
 )
 from splitgym.sim.compiled.memory import let_in, wait_for_room
@@ -154,14 +155,13 @@ def move_decodes(s: State, m: int) -> bool:
     r = next_decode(s, m, -1)
     while r >= 0:
         request = s.requests[r]
-        request.cache_machine = m
         d = freest(s, r)
         if d >= 0:
             some = True
             remove_decode(s, m, r)
             request.is_moved = True
             request.generated = request.output_tokens - (request.ends_at - machine.decode_clock)
-            if np.isnan(request.first_token_s):
+            if request.generated == 0:
                 no_longer_starting(s, m, r)
             machine.outgoing += 1
             row[b.RUNNING] -= 1
@@ -211,7 +211,7 @@ def rebook(s: State, r: int, d: int, counted: int, context: int) -> None:
     m = request.token_machine
     tokens, predicted = reported_tokens(s, r), request.predicted
     weighted = request.token_weight * (whole_tokens(s, r) - tokens)
-    if s.run[0].token_machines_answer and np.isnan(request.first_token_s):
+    if tokens_at_start(s, r) == request.prompt_tokens:  # its token machine makes the first, or the next, of them
         weighted += request.prompt_weight
     remaining = predicted - (tokens - request.prompt_tokens)
     note_change(s, m)

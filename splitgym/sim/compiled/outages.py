@@ -13,7 +13,8 @@ from splitgym.sim.compiled.chains import take_from_unplaced
 from splitgym.sim.compiled.events import cancel, plan_iteration_end, plan_start
 from splitgym.sim.compiled.memory import offer_room
 from splitgym.sim.compiled.notes import note_change
-from splitgym.sim.compiled.slots import state_at
+from splitgym.sim.compiled.prefix import GIVE_UP
+from splitgym.sim.compiled.slots import PREFIXES, call, state_at
 from splitgym.sim.compiled.state import NEVER_S, State
 from splitgym.sim.compiled.withdrawal import ask_again, take_leave, withdraw
 from splitgym.sim.faults import DOWN, NOBODY, PACE
@@ -68,6 +69,8 @@ def go_down(s: State, m: int) -> None:
     for r in range(run.arrived):
         if needs(s, r, m):
             withdraw(s, r, m)
+    if machine.caches_prefixes:
+        call(s, PREFIXES, GIVE_UP, m, -1, 0)
     if machine.is_busy:
         machine.is_busy = False
         machine.batch_prompts = machine.batch_decodes = 0
@@ -95,10 +98,8 @@ def drain_no_more(s: State, m: int) -> None:
 def needs(s: State, r: int, m: int) -> bool:
     """Whether a request in flight has something on a machine, or something to come there."""
     request = s.requests[r]
-    if request.status != IN_FLIGHT:
-        return False
-    keeps_cache = np.isnan(request.transfer_end_s) and not request.was_preempted  # as where its lease has ended
-    return request.token_machine == m or (request.prompt_machine == m and keeps_cache)
+    is_here = m in (request.token_machine, request.cache_machine)
+    return is_here and request.status == IN_FLIGHT
 
 
 @inner_njit

@@ -66,6 +66,10 @@ def count_hits(s: State, r: int, hits: FloatArray) -> None:
             if hits[copy.machine] == place * size:
                 hits[copy.machine] += copy.tokens
             c = copy.next
+    c = s.first_copies[own_name(s, r)] - 1
+    while c >= 0:
+        hits[s.copies[c].machine] = with_own(s, c, int(hits[s.copies[c].machine]))
+        c = s.copies[c].next
     for m in range(len(hits)):
         hits[m] = min(hits[m], most_hit(s, m, s.requests[r].prompt_tokens))
 
@@ -80,18 +84,24 @@ def most_hit(s: State, m: int, tokens: int) -> int:
 @inner_njit
 def hit_tokens(s: State, m: int, r: int, tokens: int) -> int:
     """How many of a prompt's ``tokens`` are there from its beginning on."""
-    hit, is_whole = 0, True
+    hit = 0
     for i in range(s.prefix_first[r], names_end(s, m, r)):
         c = find(s, m, s.prefix_names[i])
         held = s.copies[c].tokens if c >= 0 else 0
         hit += held
         if held < s.run[0].prefix_tokens:
-            is_whole = False
             break
-    if is_whole:
-        c = find(s, m, own_name(s, r))
-        hit += s.copies[c].tokens if c >= 0 else 0
+    c = find(s, m, own_name(s, r))
+    if c >= 0:
+        hit = with_own(s, c, hit)
     return min(hit, most_hit(s, m, tokens))
+
+
+@inner_njit
+def with_own(s: State, c: int, hit: int) -> int:
+    """How many tokens are there of a request whose own copy is ``c``, so many of them by the names of their blocks."""
+    copy = s.copies[c]
+    return max(hit, min(copy.first + copy.tokens, copy.end)) if copy.first <= hit else hit
 
 
 @inner_njit
@@ -145,11 +155,13 @@ def publish(s: State, m: int, r: int) -> None:
 def release(s: State, m: int, r: int, tokens: int) -> int:
     """A request of that many tokens gives them back, the last first; returns how many others still use."""
     first, end = s.prefix_first[r], names_end(s, m, r)
-    own_tokens = tokens - (end - first) * s.run[0].prefix_tokens
+    before, there = (end - first) * s.run[0].prefix_tokens, s.requests[r].computed
     forget_own(s, m, r)  # of an earlier stay
-    if own_tokens > 0:
+    if tokens > before:
         c = add_copy(s, m, own_name(s, r))
-        s.copies[c].tokens = own_tokens
+        copy = s.copies[c]
+        copy.tokens = tokens - before
+        copy.first, copy.end = before, there - there % s.machines[m].block_size
         keep(s, m, c)
     shared = 0
     for i in range(end - 1, first - 1, -1):

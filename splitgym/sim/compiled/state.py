@@ -46,7 +46,7 @@ REQUEST = np.dtype(
         ("transfer_end_s", "f8"),
         ("finish_s", "f8"),
         # In work, in chunks (`vllm`):
-        ("computed", "i4"),  # tokens in the cache
+        ("computed", "i4"),  # tokens in the cache; also when it leaves a machine, of what it leaves there
         ("chunk", "i4"),  # tokens to come there in this iteration
         ("generated", "i4"),  # tokens it had when it last lost its cache as a decode, or was moved
         ("admitted", "i8"),  # when, among those of its machine
@@ -64,7 +64,7 @@ REQUEST = np.dtype(
         ("served", "i4"),  # in an iteration that leaves some out: LEFT_OUT, SERVED or FORCED
         ("slo_class", "i4"),
         # Where a role change may have moved it (`migration`):
-        ("cache_machine", "i4"),  # has the prompt while it waits or is processed, and then the cache
+        ("cache_machine", "i4"),  # of those in flight: where the prompt is, then where the cache is
         ("is_moved", "?"),  # as a decode
         ("is_fresh", "?"),  # its last token was not at the end of its machine's last common iteration
         # Where something goes wrong:
@@ -270,6 +270,8 @@ COPY = np.dtype(
         ("machine", "i4"),
         ("users", "i4"),
         ("tokens", "i4"),  # that are there, in whole blocks
+        ("first", "i4"),  # of a request's own: its tokens before it, and to the end of its last full block
+        ("end", "i4"),
         ("next", "i4"),  # of the name, or the next free record
         ("before", "i4"),  # among those that its machine keeps
         ("after", "i4"),
@@ -508,7 +510,7 @@ def _requests(scenario: Scenario, zeros: Zeros) -> Records:
     requests["slo_class"] = given.slo_class
     requests["deadline_s"] = given.deadline_s
     requests["status"] = IN_FLIGHT
-    for name in ("prompt_machine", "token_machine", "next"):
+    for name in ("prompt_machine", "token_machine", "cache_machine", "next"):
         requests[name] = -1
     for name in ("prompt_start_s", "first_token_s", "transfer_end_s", "finish_s", "lease_end_s"):
         requests[name] = np.nan

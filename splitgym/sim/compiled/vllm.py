@@ -119,6 +119,7 @@ def preempt_last(s: State, m: int) -> None:
         request.was_preempted = True
         request.generated = request.output_tokens - remaining_tokens
         held = whole_tokens(s, last) - remaining_tokens
+        request.computed = held - 1
         let_go(s, m, last, in_blocks(s, m, held - 1))
         row[b.TOKEN_WEIGHT] -= weight_to_next_token(s, last)
         if request.generated == 0:

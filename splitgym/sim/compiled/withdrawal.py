@@ -14,12 +14,14 @@ from splitgym.sim.compiled.events import cancel, forget_lease_end, make_runnable
 from splitgym.sim.compiled.first_tokens import (
     is_answered_late,
     no_longer_starting,
+    reported_tokens,
     tokens_at_start,
+    tokens_to_send,
     unbook_cache,
     weight_to_next_token,
 )
 from splitgym.sim.compiled.iterations import is_sent, need_here, tokens_to_compute
-from splitgym.sim.compiled.memory import free, held_until_sent, in_blocks, let_in, need_to_come
+from splitgym.sim.compiled.memory import free, held_until_sent, in_blocks, let_in, need_to_come, offer_room
 from splitgym.sim.compiled.network import drop_flow
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
@@ -88,6 +90,7 @@ def part_with(s: State, r: int) -> None:
     request = s.requests[r]
     tokens = release(s, r)
     request.generated, request.was_preempted = 0, False
+    request.is_moved, request.cache_machine = False, -1
     if request.status != IN_FLIGHT:
         return
     if tokens > 0:
@@ -127,14 +130,14 @@ def release(s: State, r: int) -> int:
             return leave_iteration(s, m, r)
     if decodes_at(s, t, r):
         return leave_decodes(s, t, r)
-    if not request.is_resumed:
+    if not (request.is_resumed or request.is_moved):
         request.last_token_s, request.tbt_max_s = request.first_token_s, 0.0
     need = need_to_come(s, t, r)
     tokens = tokens_at_start(s, r) - request.prompt_tokens
     forget_decode(s, t, r, request.output_tokens - tokens)
     if take_from_joining(s, t, r):
         s.books[t, b.RUNNING] -= 1
-        s.books[t, b.KV_HELD] -= request.prompt_tokens + 1
+        s.books[t, b.KV_HELD] -= reported_tokens(s, r)
         give_back(s, t, r, need)
     elif take_from_inbox(s, t, r):
         s.books[t, b.WAITING] -= 1
@@ -144,7 +147,8 @@ def release(s: State, r: int) -> int:
         if not cancel(s, TRANSFER_END, t, r):
             drop_flow(s, r)
         drop_cache(s, r)
-        give_back(s, t, r, need)
+        s.machines[t].kv_used_tokens -= need  # of which nothing has come
+        offer_again(s, t)
     return tokens  # type: ignore[no-any-return]
 
 
@@ -174,6 +178,7 @@ def leave_iteration(s: State, m: int, r: int) -> int:
         give_back(s, m, r, need_here(s, m, r))
         return tokens
     held = request.computed + (request.chunk if machine.is_busy else 0)
+    request.computed = held
     row[b.KV_HELD] -= held + (1 if held == tokens_to_compute(s, r) else 0)
     if machine.unfinished == r:
         machine.unfinished = -1
@@ -231,7 +236,9 @@ def leave_decodes(s: State, m: int, r: int) -> int:
         row[b.KV_HELD] -= 1  # the books count its first token already
     forget_decode(s, m, r, remaining_tokens)
     if s.run[0].is_vllm:
-        give_back(s, m, r, in_blocks(s, m, held if machine.is_busy else held - 1))
+        there = held if machine.is_busy else held - 1
+        request.computed = there
+        give_back(s, m, r, in_blocks(s, m, there))
     else:
         give_back(s, m, r, whole_tokens(s, r))
     return request.output_tokens - remaining_tokens  # type: ignore[no-any-return]
@@ -239,12 +246,17 @@ def leave_decodes(s: State, m: int, r: int) -> int:
 
 @seldom_njit
 def drop_cache(s: State, r: int) -> None:
-    """The cache that its prompt machine keeps for another goes."""
-    source, held = s.requests[r].prompt_machine, s.requests[r].prompt_tokens + 1
+    """The cache goes that its prompt machine keeps for another, or the machine where it was a decode."""
+    request = s.requests[r]
+    source, held = request.cache_machine, reported_tokens(s, r)
     s.machines[source].outgoing -= 1
+    note_change(s, source)
     s.books[source, b.KV_HELD] -= held
-    if not s.run[0].token_machines_answer:
+    if request.is_moved:
+        s.books[source, b.BOOKED_KV] -= held
+    elif not s.run[0].token_machines_answer:
         unbook_cache(s, r)
+    request.computed = tokens_to_send(s, r)
     give_back(s, source, r, held_until_sent(s, source, r))
 
 
@@ -318,6 +330,12 @@ def weigh_prompt(s: State, m: int, r: int) -> None:
 def give_back(s: State, m: int, r: int, tokens: int) -> None:
     """`free`, compiled once."""
     free(s, m, r, tokens)
+
+
+@seldom_njit
+def offer_again(s: State, m: int) -> None:
+    """`offer_room`, compiled once."""
+    offer_room(s, m)
 
 
 @inner_njit
