@@ -103,7 +103,8 @@ async def test_sglang_engines_meet_in_a_room() -> None:
 
 @in_loop
 async def test_many_at_once_on_tuned_splitwise() -> None:
-    async with stack(policy={"name": "splitwise-tuned", "tick_s": 5.0}) as s:
+    patient = {"connect_timeout_s": 30.0, "failures_to_open": 99}  # all are asked at once, on however busy a machine
+    async with stack(policy={"name": "splitwise-tuned", "tick_s": 5.0}, safety=patient) as s:
         prompts = [[number] * (20 + number) for number in range(100)]
         answers = await asyncio.gather(*(s.complete(8, prompt=prompt) for prompt in prompts))
         assert [answer.said for answer in answers] == [said_to(prompt, 8) for prompt in prompts]
