@@ -135,6 +135,7 @@ class ClusterCard(_Strict):
     switch_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
     frontend_s: Annotated[NonNegativeFloat, FiniteFloat] = 0.0
     first_token: Literal["prompt_machine", "token_machine"] = "prompt_machine"
+    token_choice: Literal["arrival", "prompt_end"] = "arrival"
     migrate: bool = False
     faults: FaultsCard = FaultsCard()
     admission: bool = False
@@ -180,6 +181,7 @@ class ClusterCard(_Strict):
             switch_s=self.switch_s,
             frontend_s=self.frontend_s,
             first_token=self.first_token,
+            token_choice=self.token_choice,
             migrate=self.migrate,
             admission=self.admission,
         )

@@ -30,9 +30,10 @@ ADMIT, HOLD, REFUSE = range(3)
 class Decision:
     """What to do now. Role changes come first; a machine that a role change opens may be named in the same decision.
 
-    At an arrival both machines are named (they may be one); at a tick neither is. Where the cluster permits it
-    (`splitgym.sim.cluster.Cluster.admission`), an arrival may be held back, to be asked about again at the next tick,
-    or refused; then no machine is named.
+    At an arrival both machines are named (they may be one); at a tick neither is. Where the token machine is chosen
+    late (`splitgym.sim.cluster.Cluster.token_choice`), an arrival names the prompt machine and a prompt end the token
+    machine; the other counts for nothing. Where the cluster permits it (`splitgym.sim.cluster.Cluster.admission`), an
+    arrival may be held back, to be asked about again at the next tick, or refused; then no machine is named.
     """
 
     prompt_machine: int = -1
@@ -53,8 +54,8 @@ class ClusterView:
     machines: FloatArray  # (num_machines, NUM_MACHINE_FEATURES)
     request: FloatArray  # (NUM_REQUEST_FEATURES,)
     cluster: FloatArray  # (NUM_CLUSTER_FEATURES,)
-    prompt_mask: BoolArray  # (num_machines,) where the prompt may be sent
-    token_mask: BoolArray  # (num_machines,) where the token phase may be sent
+    prompt_mask: BoolArray  # (num_machines,) where the prompt may be sent; at a prompt end, where it was processed
+    token_mask: BoolArray  # (num_machines,) where the token phase may be sent; none where that is asked for later
     role_mask: BoolArray  # (num_machines, 3) what a machine may be changed to
 
     @property

@@ -264,6 +264,12 @@ def test_cards_survive_pickling() -> None:
             "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], first_token: token_machin}",
             "cluster.first_token: unknown 'token_machin'; did you mean 'token_machine'?",
         ),
+        (
+            "cluster",
+            "{model: llama2-70b, machines: [{role: mixed, hardware: h100-80gb}], token_choice: prompt_end,"
+            " transfer: {mode: layerwise}}",
+            "cluster: transfer.mode layerwise needs the token machine before the prompt; leave token_choice out",
+        ),
         ("workload", "{source: syntetic}", "workload.source: unknown 'syntetic'; did you mean 'synthetic'?"),
         (
             "workload",

@@ -15,6 +15,8 @@ import pytest
 
 from splitgym import __version__
 from splitgym.cli import main
+from splitgym.envs.setting import Setting
+from splitgym.errors import SplitgymError
 from splitgym.shipped import shipped_folder
 
 COLUMNS = [
@@ -128,6 +130,30 @@ def test_published_setting(cli: Cli, tmp_path: Path, trace: Path) -> None:
     assert cli(*arguments, "--machines", "mixed=3:h100-80gb", "--policy", "jsq-tokens").code == 0
     wrong = cli(*arguments, "--policy", "lmetric")
     assert (wrong.code, wrong.err) == (2, "error: policy: unknown 'lmetric'; one of: jsq-tokens, splitwise\n")
+
+
+def test_migration_and_a_late_choice(cli: Cli, tmp_path: Path) -> None:
+    """Overloaded pools change roles; what decides at arrivals alone refuses the card in one line."""
+    card = tmp_path / "late.yaml"
+    card.write_text(
+        "description: Roles change under load.\n"
+        "cluster: {model: llama2-70b, token_choice: prompt_end, migrate: true, machines:"
+        " [{role: prompt, hardware: h100-80gb, count: 3}, {role: token, hardware: h100-80gb, count: 3}]}\n"
+        "workload: {source: synthetic, arrivals: azure-conversation, lengths: azure-conversation, rate_rps: 30}\n"
+        "episode: {horizon_s: 40, tick_s: 2}\n"
+    )
+    ran = cli("simulate", card, "--policy", "jsq-tokens+threshold", "--out", tmp_path / "out")
+    assert ran.code == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["migrations"] > 0
+    assert f"{summary['migrations']} moves of requests" in ran.out
+    refused = "decides at arrivals and ticks alone; leave cluster.token_choice: prompt_end out"
+    oracle = cli("simulate", card, "--policy", "oracle-length", "--out", tmp_path / "oracle")
+    assert (oracle.code, oracle.err) == (2, f"error: policy 'oracle-length' {refused}\n")
+    bundle = cli("export", "splitwise", "--card", card, "--out", tmp_path / "bundle.zip")
+    assert (bundle.code, bundle.err) == (2, f"error: card 'late': a bundle {refused}\n")
+    with pytest.raises(SplitgymError, match=f"card 'late': an environment {refused}"):
+        Setting(card)
 
 
 def test_preemptions_are_noted(cli: Cli, tmp_path: Path) -> None:

@@ -139,7 +139,8 @@ def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:
     requests = results["requests"]
     others = ", ".join(f"{requests[name]} {name.replace('_', ' ')}" for name in ("failed", "abandoned", "in_flight"))
     console.print(f"{requests['arrived']} requests: {requests['completed']} completed, {others}", highlight=False)
-    counted = {"preemptions": "decodes preempted", "recomputations": "prompts computed again", "migrations": "moved"}
+    counted = {"preemptions": "decodes preempted", "recomputations": "prompts computed again"}
+    counted |= {"migrations": "moves of requests from machines that changed their role"}
     for name, text in counted.items():
         if results.get(name):
             console.print(f"{results[name]} {text}", highlight=False)

@@ -19,6 +19,7 @@ from splitgym.envs.randomisation import with_drawn_laws
 from splitgym.envs.rewards import Reward, RewardSpec
 from splitgym.envs.stepping import LEARNERS, Rules
 from splitgym.errors import SplitgymError, did_you_mean
+from splitgym.policies.base import need_early_choice
 from splitgym.policies.registry import make_policy
 from splitgym.randomness import SPLITS, Streams
 from splitgym.sim.cluster import Cluster, Scenario
@@ -78,6 +79,7 @@ class Setting:
         if rate is not None and not 0 < rate < float("inf"):
             raise SplitgymError(f"rate: {rate!r} requests per second; give a number above 0")
         self.cluster: Cluster = self.card.build_cluster(machines, model)
+        need_early_choice(f"card {self.card.name!r}: an environment", self.cluster)
         count = self.cluster.num_machines
         if max_machines is not None and max_machines < count:
             raise SplitgymError(f"max_machines: {max_machines} is less than the card's {count}; raise it")

@@ -14,6 +14,7 @@ from splitgym.export.heuristics import policy_of, replay
 from splitgym.export.manifest import Manifest
 from splitgym.export.runtime import Bundle
 from splitgym.policies import Policy
+from splitgym.policies.base import need_early_choice
 from splitgym.policies.role_changes import decide_beside
 from splitgym.randomness import Streams, hashed_uniform
 from splitgym.sim.cluster import Cluster
@@ -45,8 +46,9 @@ class BundlePolicy:
         """Start a run.
 
         Raises:
-            SplitgymError: if the network is not for so many machines.
+            SplitgymError: if the network is not for so many machines, or token machines are chosen late.
         """
+        need_early_choice(f"bundle {self.name!r}", cluster)
         self.bundle.manifest.check_size(cluster.num_machines)
         self._hardware = hardware_of(cluster)
         self._key = Streams(seed).key("learned-policy")

@@ -17,6 +17,7 @@ from splitgym.export.manifest import TOLERANCE
 from splitgym.export.policy import hardware_of
 from splitgym.features import CLUSTER_FEATURES, MACHINE_FEATURES, REQUEST_FEATURES, Feature
 from splitgym.policies import Policy
+from splitgym.policies.base import need_early_choice
 from splitgym.sim.compiled import CompiledEngine
 from splitgym.sim.run import start
 from splitgym.view import ARRIVAL, TICK, ClusterView, Decision
@@ -96,8 +97,9 @@ def _views(card: Card, policy: Policy) -> Iterator[ClusterView]:
     """Every view of validation runs under ``policy``, one run after another. Copy what must last.
 
     Raises:
-        SplitgymError: after the last run.
+        SplitgymError: after the last run; or if the card chooses token machines late, which no router does.
     """
+    need_early_choice(f"card {card.name!r}: a bundle", card.default_cluster)
     for seed in range(_RUNS):
         scenario = card.scenario(seed, "val")
         start(policy, scenario)

@@ -15,6 +15,7 @@ from splitgym.export.actions import choose
 from splitgym.learn.inference import NumpyNetwork, Weights
 from splitgym.learn.run_folder import RunConfig, RunFolder
 from splitgym.policies import Policy, make_policy
+from splitgym.policies.base import need_early_choice
 from splitgym.policies.role_changes import decide_beside
 from splitgym.randomness import Streams, hashed_uniform
 from splitgym.sim.cluster import Cluster
@@ -64,8 +65,9 @@ class LearnedPolicy:
         """Start a run.
 
         Raises:
-            SplitgymError: if the network knows another number of machines only.
+            SplitgymError: if the network knows another number of machines only, or token machines are chosen late.
         """
+        need_early_choice(f"policy {self.name!r}", cluster)
         config, count = self._config, cluster.num_machines
         rows = count
         if config.network == "mlp":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol, runtime_checkable
 
+from splitgym.errors import SplitgymError
 from splitgym.sim.cluster import Cluster
 from splitgym.sim.compiled.kernel import Kernel, kernels_of
 from splitgym.view import TICK, ClusterView, Decision
@@ -23,8 +24,22 @@ class Policy(Protocol):
         ...
 
     def decide(self, view: ClusterView) -> Decision:
-        """Name both machines at an arrival, role changes at a tick (or an arrival, too)."""
+        """Name both machines at an arrival, role changes at a tick (or an arrival, too).
+
+        Where the token machine is chosen late (``cluster.token_choice`` is ``prompt_end``), name the prompt machine at
+        an arrival and the token machine at a prompt end (``view.kind``).
+        """
         ...
+
+
+def need_early_choice(name: str, cluster: Cluster) -> None:
+    """Refuse a cluster that chooses token machines late, for somebody who names both machines at arrivals.
+
+    Raises:
+        SplitgymError: if it does.
+    """
+    if cluster.chooses_late:
+        raise SplitgymError(f"{name} decides at arrivals and ticks alone; leave cluster.token_choice: prompt_end out")
 
 
 class BasePolicy:

@@ -7,11 +7,13 @@ a whole can call it without Python. All have one signature::
     roles_out)
         -> (prompt machine, token machine)
 
-The first eight are the fields of a `ClusterView`. ``changed`` (any,) int64 are the machines whose counts (all
-features but those that `splitgym.sim.books.fill_times` writes) or masks of prompts and tokens may be other than at the
-last call, all at the first; some may come twice. ``params`` (P,) float64 are the policy's numbers in the order of its
-declaration, ``state`` float64 is its memory (`new_state`), ``roles_out`` (num_machines,) int64 comes filled with -1 and
-takes the new roles. Ties go to the lowest index; -1 stands for no machine.
+The first eight are the fields of a `ClusterView`. At an arrival or a prompt end one machine may be all that is asked
+for (`splitgym.view.Decision`): the mask of one that is asked for later is empty, that of one that is known has it
+alone. ``changed`` (any,) int64 are the machines whose counts (all features but those that
+`splitgym.sim.books.fill_times` writes) or masks of prompts and tokens may be other than at the last call, all at the
+first; some may come twice. ``params`` (P,) float64 are the policy's numbers in the order of its declaration, ``state``
+float64 is its memory (`new_state`), ``roles_out`` (num_machines,) int64 comes filled with -1 and takes the new roles.
+Ties go to the lowest index; -1 stands for no machine.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 
 from splitgym.errors import SplitgymError
 from splitgym.policies import predictive
+from splitgym.policies.base import need_early_choice
 from splitgym.policies.compiled import Builtin, CompiledPolicy
 from splitgym.policies.kernels import OUTPUT_TOKENS
 from splitgym.sim.cluster import Cluster, Scenario
@@ -33,7 +34,12 @@ class OracleLength:
         self._next = 0
 
     def reset(self, cluster: Cluster, seed: int) -> None:
-        """Begin a run."""
+        """Begin a run.
+
+        Raises:
+            SplitgymError: if the cluster chooses token machines late.
+        """
+        need_early_choice(f"policy {self.name!r}", cluster)
         self._policy.reset(cluster, seed)
         self._next = 0
 
@@ -85,7 +91,12 @@ class Lookahead:
         self._made: list[Decision] = []
 
     def reset(self, cluster: Cluster, seed: int) -> None:
-        """Begin a run."""
+        """Begin a run.
+
+        Raises:
+            SplitgymError: if the cluster chooses token machines late.
+        """
+        need_early_choice(f"policy {self.name!r}", cluster)
         self._made = []
 
     def observe_scenario(self, scenario: Scenario) -> None:

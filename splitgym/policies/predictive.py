@@ -189,4 +189,6 @@ def least_e2e(  # type: ignore[no-untyped-def]
                 best_s = e2e_s
                 prompt_machine = p
                 token_machine = t
+    if prompt_machine < 0:  # no token machine is asked for yet
+        prompt_machine = least(machines[:, TTFT_S], prompt_mask)
     return prompt_machine, token_machine

@@ -24,7 +24,7 @@ from splitgym.policies.kernels import (
     rank,
     ranking,
 )
-from splitgym.view import TICK
+from splitgym.view import PROMPT_END, TICK
 
 
 @njit
@@ -56,8 +56,10 @@ def round_robin(  # type: ignore[no-untyped-def]
         return -1, -1
     prompt_machine = next_after(int(state[OWN]) - 1, prompt_mask)
     token_machine = next_after(int(state[OWN + 1]) - 1, token_mask)
-    state[OWN] = prompt_machine + 1
-    state[OWN + 1] = token_machine + 1
+    if kind != PROMPT_END:
+        state[OWN] = prompt_machine + 1
+    if token_machine >= 0:
+        state[OWN + 1] = token_machine + 1
     return prompt_machine, token_machine
 
 
@@ -145,8 +147,9 @@ def size_interval(  # type: ignore[no-untyped-def]
         return -1, -1
     tokens = request[PROMPT_TOKENS]
     is_long = tokens > params[0]
-    state[OWN] = 0.999 * state[OWN] + (tokens if is_long else 0.0)
-    state[OWN + 1] = 0.999 * state[OWN + 1] + tokens
+    if kind != PROMPT_END:
+        state[OWN] = 0.999 * state[OWN] + (tokens if is_long else 0.0)
+        state[OWN + 1] = 0.999 * state[OWN + 1] + tokens
 
     speed = 0.0
     candidates = 0
@@ -154,7 +157,7 @@ def size_interval(  # type: ignore[no-untyped-def]
         if prompt_mask[m]:
             speed += machines[m, PROMPT_RATE]
             candidates += 1
-    goal = speed * state[OWN] / state[OWN + 1]
+    goal = speed * state[OWN] / max(state[OWN + 1], 1.0)
     edge_rate, edge = slowest_for_long(machines, prompt_mask, goal, candidates - 1)
     prompt_machine = -1
     for m in range(len(prompt_mask)):

@@ -33,7 +33,7 @@ from splitgym.policies.kernels import (
     role_of,
     tbt_limit_s,
 )
-from splitgym.view import MIXED, PROMPT, TICK, TOKEN
+from splitgym.view import MIXED, PROMPT, PROMPT_END, TICK, TOKEN
 
 # Rankings: prompt machines by pending tokens, token machines by booked memory; those that are to go home.
 BY_LOAD, BY_BOOKED, HOMESICK = range(3)
@@ -125,8 +125,17 @@ def splitwise(  # type: ignore[no-untyped-def]
     if kind != TICK:
         prompt_machine, token_machine = best(by_load), best(by_booked)
         enough_prompt = prompt_machine >= 0 and not prompts_overloaded(machines[prompt_machine], request, params[0])
+        is_prompt_end = kind == PROMPT_END
+        enough_prompt = enough_prompt or is_prompt_end
         enough_token = token_machine >= 0 and not tokens_overloaded(machines[token_machine], request, params[1])
-        if not (enough_prompt and enough_token):
+        if enough_prompt and enough_token:
+            pass
+        elif is_prompt_end or not token_mask.any():
+            prompt_machine, token_machine = look_for_one(
+                machines, request, prompt_mask, token_mask, role_mask, params,
+                prompt_machine, token_machine, enough_prompt, is_prompt_end,
+            )  # fmt: skip
+        else:
             prompt_machine, token_machine = look_further(
                 machines, request, prompt_mask, token_mask, role_mask, params,
                 prompt_machine, token_machine, enough_prompt, enough_token,
@@ -138,6 +147,45 @@ def splitwise(  # type: ignore[no-untyped-def]
     if best(homesick) >= 0:
         go_home(machines, role_mask, state, roles_out, prompt_machine, token_machine)
     return prompt_machine, token_machine
+
+
+@njit
+def look_for_one(
+    machines: FloatArray,
+    request: FloatArray,
+    prompt_mask: BoolArray,
+    token_mask: BoolArray,
+    role_mask: BoolArray,
+    params: FloatArray,
+    own_prompt: int,
+    own_token: int,
+    enough_prompt: bool,
+    is_prompt_end: bool,
+) -> tuple[int, int]:
+    """`look_further` where one of the two is asked for alone; for the other, whatever is ready will do."""
+    if is_prompt_end:
+        prompts = ready_for(machines, request, PROMPT)
+        own_prompt = least(pending_tokens_of(machines.T), mask_of_role(machines, PROMPT, prompts))
+        found = look_further(
+            machines, request, prompts, token_mask, role_mask, params, own_prompt, own_token, True, False
+        )
+        return -1, found[1]
+    tokens = ready_for(machines, request, TOKEN)
+    own_token = least(machines[:, BOOKED_KV], mask_of_role(machines, TOKEN, tokens))
+    found = look_further(
+        machines, request, prompt_mask, tokens, role_mask, params, own_prompt, own_token, enough_prompt, True
+    )
+    return found[0], -1
+
+
+@njit
+def ready_for(machines: FloatArray, request: FloatArray, phase: int) -> BoolArray:
+    """(num_machines,) which machines of a phase are ready and large enough for the prompt."""
+    found = np.zeros(len(machines), np.bool_)
+    for m in range(len(machines)):
+        does = role_of(machines[m]) in (phase, MIXED)
+        found[m] = does and machines[m, READY_FLAG] > 0.0 and machines[m, KV_CAPACITY] > request[PROMPT_TOKENS]
+    return found
 
 
 @njit

@@ -1,4 +1,4 @@
-"""A prompt in the queue of a machine, and what its machine's row of the books has of it."""
+"""A request at its machines: a prompt in a queue, a token phase to come, and what the books have of them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,19 @@ def enter_queue(world: World, request: int, machine: SimMachine, hit_tokens: int
     world.cache_machine[request] = machine.index
     machine.queue.append(request)
     world.make_runnable(machine)
+
+
+def book_token_phase(world: World, request: int, machine: SimMachine) -> None:
+    """Its token phase is to come here."""
+    prompt_tokens, predicted = world.prompt_tokens[request], world.predicted[request]
+    row = machine.row
+    row[b.COMING] += 1
+    row[b.COMING_CONTEXT] += prompt_tokens + 1
+    row[b.REMAINING] += predicted - 1
+    row[b.BOOKED_KV] += prompt_tokens + predicted
+    row[b.TOKEN_WEIGHTED] += world.ledger.token_weight[request] * (world.output_tokens[request] - 1)
+    if world.is_answered_late(request):
+        row[b.TOKEN_WEIGHTED] += world.ledger.prompt_weight[request]
 
 
 def leave_books(world: World, request: int, machine: SimMachine) -> None:

@@ -27,7 +27,7 @@ from splitgym.sim.telemetry import KV_HELD as REPORTED_KV_HELD
 from splitgym.sim.telemetry import NUM_REPORT_COLUMNS, SCRAPED_S, scrape
 from splitgym.sim.telemetry import RUNNING as REPORTED_RUNNING
 from splitgym.sim.telemetry import WAITING as REPORTED_WAITING
-from splitgym.view import DOWN, DRAINING, PROMPT, READY, SWITCHING, TICK, TOKEN, ClusterView
+from splitgym.view import ARRIVAL, DOWN, DRAINING, PROMPT, PROMPT_END, READY, SWITCHING, TICK, TOKEN, ClusterView
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -189,6 +189,10 @@ class Books:
     def scrape(self, time_s: float) -> None:
         """Keep what the machines say of themselves before anything changes at ``time_s``."""
         scrape_all(time_s, self.arrays)
+
+    def narrow(self, kind: int, here: int) -> None:
+        """Late choice: `narrow_view`."""
+        narrow_view(kind, here, self.arrays)
 
     def masks(self, prompt_tokens: int) -> tuple[BoolArray, BoolArray, BoolArray]:
         """The masks of a view alone: prompt (num_machines,), token (num_machines,), role (num_machines, 3)."""
@@ -411,6 +415,21 @@ def show_times(books: BookArrays) -> None:
         out[21], out[22], out[23], out[24] = times[1, m], times[2, m], times[3, m], times[4, m]
         if caches_prefixes:
             out[_HIT] = books.hits[m]
+
+
+@lean_njit
+def narrow_view(kind: int, here: int, books: BookArrays) -> None:
+    """Late choice: an arrival asks for no token machine; a prompt end does, of a request whose cache is ``here``.
+
+    The masks are to be filled anew after that.
+    """
+    if kind == ARRIVAL:
+        books.token_mask[:] = False
+    elif kind == PROMPT_END:
+        books.prompt_mask[:] = False
+        books.prompt_mask[here] = True
+        books.times[4, here] = books.machines[here, 24] = 0.0  # transfer_s
+    books.masked[0] = -1
 
 
 @inner_njit

@@ -29,6 +29,9 @@ class Batching:
     max_preemptions: int = 4
 
 
+TOKEN_CHOICE = ("arrival", "prompt_end")
+"""When the token machine of a request is chosen."""
+
 FIRST_TOKEN = ("prompt_machine", "token_machine")
 """Where the first token of a request is made whose cache is sent."""
 
@@ -167,12 +170,19 @@ class Cluster:
     first_token: str = "prompt_machine"  # one of FIRST_TOKEN
     telemetry: Telemetry | None = None  # None: reported features are fresh
     classes: tuple[RequestClass, ...] = ()  # `Requests.slo_class` counts them; none: `slo` holds for all
+    token_choice: str = "arrival"  # one of TOKEN_CHOICE
     migrate: bool = False  # whether a machine that gives up a phase gives its work to others
     admission: bool = False  # whether a policy may hold a request back or refuse it
 
     def __post_init__(self) -> None:
         if self.first_token not in FIRST_TOKEN:
             raise ValueError(f"first_token {self.first_token!r}; give one of {', '.join(FIRST_TOKEN)}")
+        if self.token_choice not in TOKEN_CHOICE:
+            raise ValueError(f"token_choice {self.token_choice!r}; give one of {', '.join(TOKEN_CHOICE)}")
+        if self.chooses_late and self.transfer.mode == "layerwise":
+            raise ValueError(
+                "transfer.mode layerwise needs the token machine before the prompt; leave token_choice out"
+            )
         if isinstance(self.batching, VllmBatching):
             if self.transfer.mode == "layerwise":
                 raise ValueError("discipline vllm sends caches serialized; leave transfer.mode layerwise out")
@@ -184,6 +194,11 @@ class Cluster:
             idle_w, cap_w = machine.profile.power.idle_w, machine.power_cap_w
             if cap_w is not None and cap_w <= idle_w:
                 raise ValueError(f"power cap {cap_w:g} W: {machine.profile.name} draws {idle_w:g} W idle; raise it")
+
+    @property
+    def chooses_late(self) -> bool:
+        """Whether the token machine is chosen when the prompt phase ends."""
+        return self.token_choice == "prompt_end"
 
     @property
     def num_machines(self) -> int:

@@ -10,6 +10,7 @@ import simpy
 
 from splitgym.hardware.latency import iteration_s
 from splitgym.sim import books as b
+from splitgym.sim.assignment import book_token_phase
 from splitgym.sim.clock import ITERATION_END, MACHINE_START
 from splitgym.sim.cluster import Batching
 from splitgym.sim.energy import iteration_energy_j
@@ -20,7 +21,7 @@ from splitgym.sim.first_tokens import (
     yield_first_token,
     yield_first_tokens,
 )
-from splitgym.sim.leases import start_lease
+from splitgym.sim.leases import start_lease, wait_in_place
 from splitgym.sim.migration import is_leaving, move_decodes, redirect
 from splitgym.sim.paging import Preempted
 from splitgym.sim.rows import COMPLETED
@@ -234,12 +235,17 @@ def end_computation(world: World, machine: SimMachine, request: int, now_s: floa
 def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) -> None:
     """The prompt phase is over; the cache stays, is sent, or is dropped where no token is to come."""
     prompt_tokens = world.prompt_tokens[request]
+    is_chosen_now = world.cluster.chooses_late
+    if is_chosen_now and world.output_tokens[request] == 1 and not world.token_machines_answer:
+        is_chosen_now = False  # there is no token phase
+        world.outcome.token_machine[request] = machine.index
+        machine.row[b.BOOKED_KV] -= prompt_tokens + 1
+        book_token_phase(world, request, machine)
     token = world.machines[world.outcome.token_machine[request]]
-    if is_leaving(world, token) and token is not machine and not world.layerwise:
+    if not is_chosen_now and is_leaving(world, token) and token is not machine and not world.layerwise:
         redirect(world, request)
         token = world.machines[world.outcome.token_machine[request]]
-    is_answered_late = world.is_answered_late(request)
-    if not is_answered_late:
+    if not world.is_answered_late(request):
         if request in world.resumed:
             close_gap(world, request, now_s)
         yield_first_token(world, machine, request, now_s)
@@ -252,10 +258,19 @@ def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) ->
     row[b.PROMPT_SINCE_S] = now_s
     row[b.PROMPT_WEIGHTED_S] -= row[b.PROMPT_WEIGHT] * work_s
     row[b.PROMPT_WEIGHT] -= world.ledger.prompt_weight[request]
+    if is_chosen_now:
+        machine.outgoing += 1
+        world.awaiting.append(request)
+    else:
+        begin_token_phase(world, machine, token, request, now_s)
 
+
+def begin_token_phase(world: World, machine: SimMachine, token: SimMachine, request: int, now_s: float) -> None:
+    """Its prompt phase has ended on ``machine``."""
+    prompt_tokens, row = world.prompt_tokens[request], machine.row
     token.row[b.COMING] -= 1
     token.row[b.COMING_CONTEXT] -= prompt_tokens + 1
-    if world.output_tokens[request] == 1 and not is_answered_late:
+    if world.output_tokens[request] == 1 and not world.is_answered_late(request):
         row[b.KV_HELD] -= prompt_tokens + 1
         if token is not machine:
             row[b.BOOKED_KV] -= prompt_tokens + 1
@@ -265,7 +280,9 @@ def end_prompt(world: World, machine: SimMachine, request: int, now_s: float) ->
     token.row[b.DECODES] += 1
     token.row[b.CONTEXT] += prompt_tokens + 1
     if token is machine:
-        if machine.paging is None:
+        if machine.paging is None and world.cluster.chooses_late:
+            wait_in_place(world, machine, request)
+        elif machine.paging is None:
             world.join(request, machine)
         else:  # it runs already
             row[b.RUNNING] += 1

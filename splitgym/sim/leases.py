@@ -11,7 +11,7 @@ from splitgym.sim import books as b
 from splitgym.sim.clock import LEASE_END
 from splitgym.sim.first_tokens import unbook_cache
 from splitgym.sim.paging import Preempted
-from splitgym.sim.transfers import free
+from splitgym.sim.transfers import free, receive
 from splitgym.sim.world import SimMachine, World
 
 
@@ -19,10 +19,23 @@ def start_lease(world: World, request: int) -> None:
     """Its prompt phase is over; if its cache has to wait for room, then no longer than this."""
     lease_s = world.cluster.transfer.kv_lease_s
     inbox = world.machines[world.outcome.token_machine[request]].inbox
-    if lease_s is None or not inbox or inbox[-1] != request:
+    if lease_s is None or request not in inbox:
         return
     end = world.leases[request] = world.clock.at(world.clock.now + lease_s, LEASE_END)
     end.callbacks.append(lambda _: end_lease(world, request))
+
+
+def wait_in_place(world: World, machine: SimMachine, request: int) -> None:
+    """The cache stays where its prompt was, but room for the output is to be reserved (late choice, `splitwise`).
+
+    It stands before caches that are to come, after those that are here already.
+    """
+    inbox = machine.inbox
+    here = (n for n, other in enumerate(inbox) if world.cache_machine[other] != machine.index)
+    inbox.insert(next(here, len(inbox)), request)
+    machine.row[b.WAITING] += 1
+    receive(world, machine)
+    start_lease(world, request)
 
 
 def end_lease(world: World, request: int) -> None:
@@ -39,10 +52,11 @@ def end_lease(world: World, request: int) -> None:
     put_back(token, request)
     world.make_runnable(token)
     prompt_tokens = world.prompt_tokens[request]
-    source.outgoing -= 1
     source.row[b.KV_HELD] -= prompt_tokens + 1
-    if not world.token_machines_answer:
-        unbook_cache(world, request)
+    if source is not token:
+        source.outgoing -= 1
+        if not world.token_machines_answer:
+            unbook_cache(world, request)
     free(world, source, request, world.held_until_sent(source, request), prompt_tokens)
 
 

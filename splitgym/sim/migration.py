@@ -30,7 +30,8 @@ def leave_phases(world: World, machine: SimMachine) -> None:
                         redirect(world, request)
                 world.make_runnable(other)  # it may have waited for room here
         for request in list(machine.inbox):
-            destination = freest(world, request)
+            is_here = world.cache_machine[request] == machine.index  # it is moved once it decodes
+            destination = None if is_here else freest(world, request)
             if destination is not None:
                 machine.inbox.remove(request)
                 machine.row[b.WAITING] -= 1
@@ -57,9 +58,10 @@ def hand_over_prompts(world: World, machine: SimMachine) -> None:
         other = min(others, key=lambda other: other.row[b.PENDING_TOKENS], default=machine)
         answered_late = world.is_answered_late(request)
         outcome.prompt_machine[request] = other.index
-        token = world.machines[outcome.token_machine[request]]
-        weight = world.ledger.prompt_weight[request]
-        token.row[b.TOKEN_WEIGHTED] += weight * (world.is_answered_late(request) - answered_late)
+        change = world.is_answered_late(request) - answered_late
+        if change:
+            token = world.machines[outcome.token_machine[request]]
+            token.row[b.TOKEN_WEIGHTED] += change * world.ledger.prompt_weight[request]
         if other is not machine:
             count(world, request, other)
         enter_queue(world, request, other, 0)

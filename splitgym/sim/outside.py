@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from splitgym.sim import books as b
 from splitgym.sim.cluster import Cluster, Scenario
-from splitgym.view import ADMISSIONS, HOLD, LIFECYCLES, REFUSE, ROLES
+from splitgym.view import ADMISSIONS, HOLD, LIFECYCLES, PROMPT_END, REFUSE, ROLES, TICK
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -33,9 +33,10 @@ class MachineState:
     kv_capacity_tokens: int
 
 
-def explain_refusal(prompt: int, token: int, prompt_mask: BoolArray, token_mask: BoolArray, rows: FloatArray) -> str:
-    """Why these machines may not be chosen; an empty text where they may."""
-    for phase, machine, mask in (("prompt", prompt, prompt_mask), ("token", token, token_mask)):
+def explain_refusal(named: Mapping[str, int], prompt_mask: BoolArray, token_mask: BoolArray, rows: FloatArray) -> str:
+    """Why these machines, by ``prompt`` and ``token``, may not be chosen; an empty text where they may."""
+    for phase, machine in named.items():
+        mask = prompt_mask if phase == "prompt" else token_mask
         if not 0 <= machine < len(rows):
             return f"{phase} machine {machine} does not exist: {_machine_range(rows)}"
         if not mask[machine]:
@@ -52,12 +53,14 @@ def explain_role(machine: int, role: int, rows: FloatArray) -> str:
     return f"machine {machine} may not become {ROLES[role]} now: {_state(rows[machine])} (see role_mask)"
 
 
-def explain_admission(admission: int, request: int, scenario: Scenario) -> str:
-    """Why a request may not be held back or refused; an empty text where it may. ``request`` is -1 at a tick."""
+def explain_admission(admission: int, kind: int | None, scenario: Scenario) -> str:
+    """Why a request may not be held back or refused by a decision of this kind; an empty text where it may."""
     if admission not in (HOLD, REFUSE):
         return f"admission {admission} does not exist: 0 is admit, 1 is hold, 2 is refuse"
-    if request < 0:
+    if kind == TICK:
         return f"there is no request to {ADMISSIONS[admission]} at a control tick"
+    if kind == PROMPT_END:
+        return f"it is too late to {ADMISSIONS[admission]} a request at its prompt end"
     if not scenario.cluster.admission:
         return f"a request may not be {('', 'held back', 'refused')[admission]} here: set cluster.admission: true"
     if admission == HOLD and scenario.tick_s is None:

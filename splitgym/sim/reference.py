@@ -13,13 +13,13 @@ from operator import index
 
 import simpy
 
-from splitgym.sim import books as b
-from splitgym.sim.assignment import enter_queue
+from splitgym.sim.assignment import book_token_phase, enter_queue
 from splitgym.sim.books import Books
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, FAULT
 from splitgym.sim.cluster import Scenario
 from splitgym.sim.faults import NOBODY
 from splitgym.sim.iterations import SPLITWISE, run_machine
+from splitgym.sim.late_choice import choose_token_machine, default_token_machine, go_without
 from splitgym.sim.ledger import Meters
 from splitgym.sim.outages import change_machine, give_up, may_wait, place_waiting
 from splitgym.sim.outside import InvalidDecision as InvalidDecision
@@ -30,7 +30,7 @@ from splitgym.sim.roles import change_role, settle
 from splitgym.sim.rows import IN_FLIGHT, RequestRows
 from splitgym.sim.vllm import VLLM
 from splitgym.sim.world import SimMachine, World
-from splitgym.view import ADMIT, REFUSE, ROLES, TICK, ClusterView, Decision
+from splitgym.view import ADMIT, PROMPT_END, REFUSE, ROLES, TICK, ClusterView, Decision
 from splitgym.view import ARRIVAL as ARRIVAL_DECISION
 
 NEVER_S = float("inf")
@@ -49,7 +49,7 @@ class ReferenceEngine:
 
     def __init__(self, scenario: Scenario, *, record: bool = False) -> None:
         self.scenario = scenario
-        self.pending_request = -1  # whose arrival asks for a decision; -1 at a tick
+        self.pending_request = -1  # whose arrival or prompt end asks for a decision; -1 at a tick
         self._world = World(scenario, record=record)
         self._pending: int | None = None  # kind of the decision that is due
         self._follow_up = False  # after the horizon
@@ -114,6 +114,9 @@ class ReferenceEngine:
         """Run to the next decision; ``None`` when the horizon is reached or everything is done."""
         world, horizon_s = self._world, self.scenario.horizon_s
         while self._pending is None:
+            if world.awaiting:
+                self._ask_for_token_machine()
+                continue
             done = self._arrivals_over and world.all_done
             if done or world.clock.peek() > horizon_s or world.clock.peek() == NEVER_S:
                 if horizon_s != NEVER_S:
@@ -133,7 +136,11 @@ class ReferenceEngine:
         if request < 0:
             return world.books.view(TICK, self.now_s, 0, 0.0)
         lengths = world.prompt_tokens[request], world.predicted[request]
-        return world.books.view(ARRIVAL_DECISION, self.now_s, *lengths, world.slo_class[request])
+        kind = PROMPT_END if self._pending == PROMPT_END else ARRIVAL_DECISION
+        view = world.books.view(kind, self.now_s, *lengths, world.slo_class[request])
+        if world.cluster.chooses_late:
+            world.books.narrow(view.kind, world.outcome.prompt_machine[request])
+        return view
 
     def decide(self, decision: Decision) -> None:
         """Carry out the decision that is due.
@@ -147,15 +154,22 @@ class ReferenceEngine:
             self.change_roles(decision.role_changes)
         world, request = self._world, self.pending_request
         if decision.admission != ADMIT:
-            if refusal := explain_admission(decision.admission, request, self.scenario):
+            if refusal := explain_admission(decision.admission, self._pending, self.scenario):
                 raise InvalidDecision(refusal)
             self._withhold(request, decision.admission)
         elif request >= 0:
+            named = {"prompt": index(decision.prompt_machine), "token": index(decision.token_machine)}
+            if world.cluster.chooses_late:
+                del named["token" if self._pending == ARRIVAL_DECISION else "prompt"]
             prompt_mask, token_mask, _ = world.books.masks(world.prompt_tokens[request])
-            prompt, token = index(decision.prompt_machine), index(decision.token_machine)
-            if refusal := explain_refusal(prompt, token, prompt_mask, token_mask, world.books.rows):
+            if refusal := explain_refusal(named, prompt_mask, token_mask, world.books.rows):
                 raise InvalidDecision(refusal)
-            self._assign(request, world.machines[prompt], world.machines[token])
+            machines = {phase: world.machines[machine] for phase, machine in named.items()}
+            if self._pending == PROMPT_END:
+                world.awaiting.popleft()
+                choose_token_machine(world, request, machines["token"])
+            else:
+                self._assign(request, machines["prompt"], machines.get("token"))
         self._pending = None
         self.pending_request = -1
 
@@ -190,6 +204,7 @@ class ReferenceEngine:
         self._pending = None
         world, horizon_s = self._world, self.scenario.horizon_s
         last_s = horizon_s + self.scenario.drain_s
+        self._settle_choices()
         while not world.all_done and world.clock.peek() <= last_s and world.clock.peek() != NEVER_S:
             self._step()
         ended_s = float(world.clock.now)
@@ -208,6 +223,8 @@ class ReferenceEngine:
         self._world.clock.step()
         if self._world.draining:
             settle(self._world)
+        if self._follow_up:
+            self._settle_choices()
 
     # --- what is left behind ------------------------------------------------------------------------------------
 
@@ -286,6 +303,28 @@ class ReferenceEngine:
             self._world.note_hits(-1)
             tick += 1
 
+    def _ask_for_token_machine(self) -> None:
+        world = self._world
+        request = world.awaiting[0]
+        if default_token_machine(world, request) is None:
+            world.awaiting.popleft()
+            go_without(world, request)
+        else:
+            self._pending = PROMPT_END
+            self.pending_request = request
+            world.note_hits(-1)
+
+    def _settle_choices(self) -> None:
+        """After the horizon nobody is asked."""
+        world = self._world
+        while world.awaiting:
+            request = world.awaiting.popleft()
+            machine = default_token_machine(world, request)
+            if machine is None:
+                go_without(world, request)
+            else:
+                choose_token_machine(world, request, machine)
+
     def _fits_somewhere(self, request: int) -> bool:
         world, need = self._world, self._world.whole_tokens[request]
         prompt_mask, token_mask, _ = world.books.masks(world.prompt_tokens[request])
@@ -293,24 +332,17 @@ class ReferenceEngine:
             machine.kv_capacity_tokens >= need for machine in world.machines if token_mask[machine.index]
         )
 
-    def _assign(self, request: int, prompt: SimMachine, token: SimMachine) -> None:
+    def _assign(self, request: int, prompt: SimMachine, token: SimMachine | None) -> None:
         world = self._world
-        prompt_tokens, predicted = world.prompt_tokens[request], world.predicted[request]
         world.outcome.prompt_machine[request] = prompt.index
-        world.outcome.token_machine[request] = token.index
+        if token is not None:
+            world.outcome.token_machine[request] = token.index
         world.log("assigned", prompt.index, request)
-        if (
-            world.need_here(prompt, request) > prompt.kv_capacity_tokens
-            or world.whole_tokens[request] > token.kv_capacity_tokens
+        if world.need_here(prompt, request) > prompt.kv_capacity_tokens or (
+            token is not None and world.whole_tokens[request] > token.kv_capacity_tokens
         ):
             world.fail(request)
             return
         enter_queue(world, request, prompt, int(world.books.arrays.hits[prompt.index]))
-        row = token.row
-        row[b.COMING] += 1
-        row[b.COMING_CONTEXT] += prompt_tokens + 1
-        row[b.REMAINING] += predicted - 1
-        row[b.BOOKED_KV] += prompt_tokens + predicted
-        row[b.TOKEN_WEIGHTED] += world.ledger.token_weight[request] * (world.output_tokens[request] - 1)
-        if world.is_answered_late(request):
-            row[b.TOKEN_WEIGHTED] += world.ledger.prompt_weight[request]
+        if token is not None:
+            book_token_phase(world, request, token)

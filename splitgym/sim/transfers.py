@@ -30,10 +30,18 @@ def give_up_surplus(machine: SimMachine) -> None:
 
 
 def receive(world: World, machine: SimMachine) -> None:
-    """Serialized: reserve room for waiting caches, first come first served, and send them; those put back first."""
-    while machine.inbox and machine.admits and not machine.put_back:
+    """Serialized: reserve room for waiting caches, first come first served, and send them; those put back first.
+
+    Caches that are here already (`leases.wait_in_place`) are first of all: nothing but room keeps them waiting.
+    """
+    while machine.inbox:
         request = machine.inbox[0]
         need = world.need_to_come(machine, request)
+        is_here = world.cache_machine[request] == machine.index
+        if is_here:
+            need -= world.held_until_sent(machine, request)
+        elif not machine.admits or machine.put_back:
+            return
         if need > machine.free_tokens:
             return
         machine.inbox.popleft()
@@ -43,7 +51,10 @@ def receive(world: World, machine: SimMachine) -> None:
         machine.row[b.WAITING] -= 1
         machine.kv_used_tokens += need
         give_up_surplus(machine)
-        send(world, request, world.clock.now)
+        if is_here:
+            world.join(request, machine)
+        else:
+            send(world, request, world.clock.now)
 
 
 def send(world: World, request: int, start_s: float) -> None:

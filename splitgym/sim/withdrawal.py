@@ -93,9 +93,9 @@ def ask_again(world: World, request: int) -> None:
 
 
 def machines_of(world: World, request: int) -> tuple[SimMachine, ...]:
-    """Its prompt machine and its token machine, once where they are one."""
+    """Its prompt machine and its token machine, once where they are one; the latter may not be chosen yet."""
     prompt, token = world.outcome.prompt_machine[request], world.outcome.token_machine[request]
-    return (world.machines[prompt],) if prompt == token else (world.machines[prompt], world.machines[token])
+    return (world.machines[prompt],) if token in (prompt, -1) else (world.machines[prompt], world.machines[token])
 
 
 def release(world: World, request: int) -> Progress:
@@ -112,6 +112,11 @@ def release(world: World, request: int) -> Progress:
     last = world.last_token(request) if moved is None else LastToken(moved.last_token_s, moved.tbt_max_s)
     need = world.need_to_come(token, request)
     tokens = world.tokens_at_start(request) - world.prompt_tokens[request]
+    if world.outcome.token_machine[request] < 0:  # late choice: its prompt phase has just ended
+        if world.token_machines_answer:
+            unbook_cache(world, request)
+        drop_cache(world, request)
+        return Progress(tokens, last)
     forget_decode(world, token, request, world.output_tokens[request] - tokens)
     if request in token.joining:
         token.joining.remove(request)
@@ -210,14 +215,15 @@ def forget_preempted(world: World, machine: SimMachine, request: int) -> Progres
 
 
 def drop_cache(world: World, request: int) -> None:
-    """The cache goes that its prompt machine keeps for another, or the machine where it was a decode."""
+    """The cache goes that its prompt machine keeps for another, or for itself, or the machine where it was a decode."""
     source, held = world.machines[world.cache_machine[request]], world.reported_tokens(request)
-    source.outgoing -= 1
     source.row[b.KV_HELD] -= held
-    if request in world.moved:
-        source.row[b.BOOKED_KV] -= held
-    elif not world.token_machines_answer:
-        unbook_cache(world, request)
+    if world.outcome.token_machine[request] != source.index:  # it does not wait in place (late choice)
+        source.outgoing -= 1
+        if request in world.moved:
+            source.row[b.BOOKED_KV] -= held
+        elif not world.token_machines_answer:
+            unbook_cache(world, request)
     free(world, source, request, world.held_until_sent(source, request), world.tokens_to_send(request))
 
 
@@ -226,11 +232,14 @@ def forget_prompt(world: World, request: int) -> None:
     prompt_tokens, predicted = world.prompt_tokens[request], world.predicted[request]
     machines = machines_of(world, request)
     prompt, token = machines[0], machines[-1]
+    is_chosen = world.outcome.token_machine[request] >= 0
     prompt.row[b.PENDING_PROMPTS] -= 1
     prompt.row[b.PENDING_TOKENS] -= prompt_tokens
     weigh_prompts(world, prompt)
-    if prompt is not token:
+    if prompt is not token or not is_chosen:
         prompt.row[b.BOOKED_KV] -= prompt_tokens + 1
+    if not is_chosen:
+        return
     row = token.row
     row[b.COMING] -= 1
     row[b.COMING_CONTEXT] -= prompt_tokens + 1

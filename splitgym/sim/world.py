@@ -154,6 +154,7 @@ class World:
         self.preemptions = 0
         self.cache_machine = [-1] * len(requests)  # of those in flight: where the prompt is, then where the cache is
         self.moved: dict[int, Preempted] = {}  # decodes whose caches are to be at another machine
+        self.awaiting: deque[int] = deque()  # whose prompt phase is over, and whose token machine is to be chosen now
         self.migrations = 0  # how often a role change gave a request to another machine
         self.leases: dict[int, simpy.Event] = {}  # their ends, of caches that wait for room
         self.recomputations = 0  # prompts computed again because a lease ended

@@ -9,7 +9,7 @@ import numpy as np
 
 from splitgym.hardware import LatencyLaw, load_profile, model_spec
 from splitgym.sim.cluster import Batching, Cluster, Machine, Transfer, VllmBatching
-from splitgym.view import MIXED, PROMPT, TICK, TOKEN, ClusterView, Decision
+from splitgym.view import MIXED, PROMPT, PROMPT_END, TICK, TOKEN, ClusterView, Decision
 from splitgym.workload import Requests
 
 ROLE = {"p": PROMPT, "t": TOKEN, "m": MIXED}
@@ -74,14 +74,17 @@ class Fixed:
     ) -> None:
         self.pairs = pairs
         self.roles_at = roles_at or {}
-        self._next = 0
+        self._next = self._ended = 0
 
     def reset(self, cluster: Cluster, seed: int) -> None:
-        self._next = 0
+        self._next = self._ended = 0
 
     def decide(self, view: ClusterView) -> Decision:
         if view.kind == TICK:
             return Decision(role_changes=self.roles_at.get(view.time_s, ()))
+        if view.kind == PROMPT_END:  # in the order in which they come
+            self._ended += 1
+            return Decision(*self.pairs[(self._ended - 1) % len(self.pairs)])
         pair = self.pairs[self._next % len(self.pairs)]
         self._next += 1
         return Decision(*pair)

@@ -12,6 +12,7 @@ from splitgym.hardware import LatencyLaw, load_profile, model_spec
 from splitgym.randomness import hashed_uniform
 from splitgym.sim.cluster import (
     FIRST_TOKEN,
+    TOKEN_CHOICE,
     Batching,
     Cluster,
     Machine,
@@ -24,7 +25,7 @@ from splitgym.sim.cluster import (
     VllmBatching,
 )
 from splitgym.sim.faults import Faults, Outage, Straggler
-from splitgym.view import HOLD, REFUSE, TICK, ClusterView, Decision
+from splitgym.view import ARRIVAL, HOLD, REFUSE, TICK, ClusterView, Decision
 from splitgym.workload import Prefixes, Requests
 from tests.sim.build import ROLE, cluster, law
 
@@ -54,10 +55,11 @@ class Random:
                 return Decision()
             machine, role = choices[self.pick(len(choices))]
             return Decision(role_changes=((int(machine), int(role)),))
-        if self.admission and (admission := self.pick(8)) in (HOLD, REFUSE):
+        if self.admission and view.kind == ARRIVAL and (admission := self.pick(8)) in (HOLD, REFUSE):
             return Decision(admission=admission)
         prompts, tokens = np.flatnonzero(view.prompt_mask), np.flatnonzero(view.token_mask)
-        return Decision(int(prompts[self.pick(len(prompts))]), int(tokens[self.pick(len(tokens))]))
+        token = int(tokens[self.pick(len(tokens))]) if len(tokens) else -1
+        return Decision(int(prompts[self.pick(len(prompts))]), token)
 
 
 @st.composite
@@ -207,6 +209,8 @@ def scenarios(draw: st.DrawFn, discipline: str | None = None, all_at_once: bool 
     if discipline == "vllm" or (discipline is None and draw(st.booleans())):
         tested = draw(with_vllm(tested))
         arrivals = with_prefixes(arrivals, rng, common_block_tokens(tested))
+    if tested.transfer.mode == "serialized":
+        tested = dataclasses.replace(tested, token_choice=draw(st.sampled_from(TOKEN_CHOICE)))
     if draw(st.booleans()):
         tested = draw(with_powers(tested))
     tick_s = draw(st.sampled_from([0.3, 0.7] if all_at_once else [None, 0.7]))
@@ -241,6 +245,8 @@ def calibrated_scenarios(draw: st.DrawFn) -> Scenario:
     )
     if draw(st.booleans()):
         tested = draw(with_vllm(tested))
+    if tested.transfer.mode == "serialized":
+        tested = dataclasses.replace(tested, token_choice=draw(st.sampled_from(TOKEN_CHOICE)))
     if draw(st.booleans()):
         tested = draw(with_powers(tested))
     count = draw(st.integers(0, 120))

@@ -1,13 +1,16 @@
-"""A prompt in the queue of a machine, as in `splitgym.sim.assignment`, over records."""
+"""A request at its machines, as in `splitgym.sim.assignment`, over records."""
 
 from __future__ import annotations
 
 from splitgym.jit import inner_njit
 from splitgym.sim import books as b
 from splitgym.sim.books import prompt_alone_s
+from splitgym.sim.compiled import log as lg
 from splitgym.sim.compiled.events import make_runnable
+from splitgym.sim.compiled.first_tokens import is_answered_late
 from splitgym.sim.compiled.notes import note_change
 from splitgym.sim.compiled.state import State
+from splitgym.sim.rows import FAILED
 
 
 @inner_njit
@@ -37,6 +40,30 @@ def enter_queue(s: State, r: int, m: int, hit_tokens: int) -> None:
     machine.queue_last = r
     machine.queued += 1
     make_runnable(s, m)
+
+
+@inner_njit
+def book_token_phase(s: State, r: int, m: int) -> None:
+    """Its token phase is to come here."""
+    request, row = s.requests[r], s.books[m]
+    prompt_tokens, predicted = request.prompt_tokens, request.predicted
+    note_change(s, m)
+    row[b.COMING] += 1
+    row[b.COMING_CONTEXT] += prompt_tokens + 1
+    row[b.REMAINING] += predicted - 1
+    row[b.BOOKED_KV] += prompt_tokens + predicted
+    row[b.TOKEN_WEIGHTED] += request.token_weight * (request.output_tokens - 1)
+    if is_answered_late(s, r):
+        row[b.TOKEN_WEIGHTED] += request.prompt_weight
+
+
+@inner_njit
+def fail(s: State, r: int) -> None:
+    """The request fits nowhere."""
+    s.requests[r].status = FAILED
+    if s.run[0].is_disturbed:
+        s.run[0].lost += 1
+    lg.log(s, lg.FAILED, -1, r)
 
 
 @inner_njit

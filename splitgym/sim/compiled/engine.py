@@ -15,6 +15,7 @@ from splitgym.sim.cluster import Scenario
 from splitgym.sim.compiled import entries
 from splitgym.sim.compiled.arena import Arena
 from splitgym.sim.compiled.kernel import Kernel
+from splitgym.sim.compiled.late_choice import choices_at
 from splitgym.sim.compiled.leases import leases_at
 from splitgym.sim.compiled.log import hand_over
 from splitgym.sim.compiled.loop import DUE, INVALID, LOG_IS_FULL, OVER, advance_at
@@ -41,7 +42,7 @@ from splitgym.sim.outside import (
 from splitgym.sim.recorder import Recorder
 from splitgym.sim.rows import RequestRows
 from splitgym.sim.telemetry import new_reports
-from splitgym.view import ADMIT, LIFECYCLES, REFUSE, ROLES, ClusterView, Decision
+from splitgym.view import ADMIT, LIFECYCLES, PROMPT_END, REFUSE, ROLES, ClusterView, Decision
 
 
 class Snapshot(NamedTuple):
@@ -82,7 +83,7 @@ class CompiledEngine:
 
     @property
     def pending_request(self) -> int:
-        """Whose arrival asks for a decision; -1 at a tick."""
+        """Whose arrival or prompt end asks for a decision; -1 at a tick."""
         return int(self._run["pending_request"])
 
     @property
@@ -129,6 +130,7 @@ class CompiledEngine:
             (leases_at, cluster.transfer.kv_lease_s is not None),
             (migration_at, cluster.migrate),
             (outages_at, self.scenario.is_disturbed),
+            (choices_at, cluster.chooses_late),
         )
         return [
             address_of(advance_at, ADVANCE_SIGNATURE),
@@ -166,15 +168,18 @@ class CompiledEngine:
         if decision.role_changes:
             self.change_roles(decision.role_changes)
         if decision.admission != ADMIT:
-            if refusal := explain_admission(decision.admission, self.pending_request, self.scenario):
+            if refusal := explain_admission(decision.admission, int(self._run["pending"]), self.scenario):
                 raise InvalidDecision(refusal)
             entries.withhold(self.addresses, decision.admission == REFUSE)
             self._hand_over()
             return
         prompt, token = index(decision.prompt_machine), index(decision.token_machine)
         if not entries.decide(self.addresses, prompt, token, self._unchanged):
+            named = {"prompt": prompt, "token": token}
+            if self.scenario.cluster.chooses_late:
+                del named["prompt" if self._run["pending"] == PROMPT_END else "token"]
             masks = self._desk.prompt_mask, self._desk.token_mask
-            raise InvalidDecision(explain_refusal(prompt, token, *masks, self._desk.rows))
+            raise InvalidDecision(explain_refusal(named, *masks, self._desk.rows))
         self._hand_over()
 
     def change_roles(self, changes: tuple[tuple[int, int], ...]) -> None:

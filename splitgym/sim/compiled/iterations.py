@@ -296,12 +296,19 @@ def served_weight(s: State, m: int) -> float:
 @inner_njit
 def end_prompt(s: State, m: int, r: int) -> None:
     """The prompt phase is over; the cache stays, is sent, or is dropped where no token is to come."""
-    machine, row, request, run = s.machines[m], s.books[m], s.requests[r], s.run[0]
-    prompt_tokens = request.prompt_tokens
+    request, run = s.requests[r], s.run[0]
     if run.migrates and request.token_machine != m and is_leaving(s, request.token_machine) and not run.is_layerwise:
         call(s, MIGRATION, REDIRECT, -1, r, 0)
-    answered_late = is_answered_late(s, r)
-    if not answered_late:
+    leave_prompt_phase(s, m, r)
+    begin_token_phase(s, m, r)
+
+
+@inner_njit
+def leave_prompt_phase(s: State, m: int, r: int) -> None:
+    """Its first token, and what the books of its prompt machine counted."""
+    row, request, run = s.books[m], s.requests[r], s.run[0]
+    prompt_tokens = request.prompt_tokens
+    if not is_answered_late(s, r):
         if request.is_resumed:
             close_gap(s, r)
         yield_first_token(s, m, r)
@@ -314,12 +321,17 @@ def end_prompt(s: State, m: int, r: int) -> None:
     row[b.PROMPT_WEIGHTED_S] -= row[b.PROMPT_WEIGHT] * work_s
     row[b.PROMPT_WEIGHT] -= request.prompt_weight
 
-    d = request.token_machine
+
+@inner_njit
+def begin_token_phase(s: State, m: int, r: int) -> None:
+    """Its prompt phase has ended on ``m``."""
+    machine, row, request, run = s.machines[m], s.books[m], s.requests[r], s.run[0]
+    prompt_tokens, d = request.prompt_tokens, request.token_machine
     note_change(s, d)
     token_row = s.books[d]
     token_row[b.COMING] -= 1
     token_row[b.COMING_CONTEXT] -= prompt_tokens + 1
-    if request.output_tokens == 1 and not answered_late:
+    if request.output_tokens == 1 and not is_answered_late(s, r):
         row[b.KV_HELD] -= prompt_tokens + 1
         if d != m:
             row[b.BOOKED_KV] -= prompt_tokens + 1

@@ -54,11 +54,12 @@ def end_lease(s: State) -> None:
     note_change(s, token)
     make_runnable(s, token)
     held = request.prompt_tokens + 1
-    s.machines[source].outgoing -= 1
     note_change(s, source)
     s.books[source, b.KV_HELD] -= held
-    if not s.run[0].token_machines_answer:
-        unbook_cache(s, r)
+    if source != token:
+        s.machines[source].outgoing -= 1
+        if not s.run[0].token_machines_answer:
+            unbook_cache(s, r)
     free(s, source, r, held_until_sent(s, source, r))
 
 

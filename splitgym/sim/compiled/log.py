@@ -21,6 +21,8 @@ KINDS = (
     "moved",
     # where something goes wrong; "outage" is no line by itself:
     *("down", "up", "restart", "resumed", "abandoned", "outage", "held"),
+    # where the token machine is chosen late:
+    "chosen",
 )
 ARRIVED, ASSIGNED, FAILED, FIRST_TOKEN, TRANSFER_START, TRANSFER_END, FINISH = range(7)
 ROLE = 7  # of the first role
@@ -30,6 +32,7 @@ PREEMPTED = 15
 CACHE_DROPPED = 16
 MOVED = 17
 DOWN, UP, RESTART, RESUMED, ABANDONED, OUTAGE, HELD = range(18, 25)
+CHOSEN = 25
 
 
 @merged_njit

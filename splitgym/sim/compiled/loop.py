@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from splitgym.jit import inner_njit, merged_njit, njit, seldom_njit
-from splitgym.sim import books as b
 from splitgym.sim.books import (
     BookArrays,
     count_arrival_rate,
@@ -20,7 +19,7 @@ from splitgym.sim.books import (
 )
 from splitgym.sim.clock import ARRIVAL, CONTROL_TICK, FAULT, ITERATION_END, LEASE_END, MACHINE_START, TRANSFER_END
 from splitgym.sim.compiled import log as lg
-from splitgym.sim.compiled.assignment import enter_queue
+from splitgym.sim.compiled.assignment import book_token_phase, enter_queue, fail
 from splitgym.sim.compiled.decoding import whole_tokens
 from splitgym.sim.compiled.events import (
     key_kind,
@@ -31,23 +30,23 @@ from splitgym.sim.compiled.events import (
     plan_iteration_end,
     pop,
 )
-from splitgym.sim.compiled.first_tokens import is_answered_late
 from splitgym.sim.compiled.iterations import need_here
 from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN, Kernel, function_at
+from splitgym.sim.compiled.late_choice import ASK, ASSIGN, NARROW
 from splitgym.sim.compiled.machine import end_iteration, start_machine
 from splitgym.sim.compiled.memory import end_transfer
 from splitgym.sim.compiled.network import end_next
-from splitgym.sim.compiled.notes import changed_since, note_change, note_scrapes
+from splitgym.sim.compiled.notes import changed_since, note_scrapes
 from splitgym.sim.compiled.outages import may_wait, place_waiting, wait_for_a_machine
 from splitgym.sim.compiled.prefix import COUNT_HITS
 from splitgym.sim.compiled.roles import CHANGE_ROLE, END_SWITCH, SETTLE
-from splitgym.sim.compiled.slots import CHUNKED, LEASES, OUTAGES, PREFIXES, ROLES, call, desk_at, state_at
+from splitgym.sim.compiled.slots import CHOICES, CHUNKED, LEASES, OUTAGES, PREFIXES, ROLES, call, desk_at, state_at
 from splitgym.sim.compiled.state import LOG_CHUNK, NEVER_S, NO_DECISION, State
 from splitgym.sim.compiled.totals import count_arrival
 from splitgym.sim.faults import NOBODY
-from splitgym.sim.rows import FAILED, IN_FLIGHT
+from splitgym.sim.rows import IN_FLIGHT
 from splitgym.view import ARRIVAL as ARRIVAL_DECISION
-from splitgym.view import TICK
+from splitgym.view import PROMPT_END, TICK
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -189,20 +188,16 @@ def withhold(s: State, is_refused: bool) -> None:
     run.some_held = True
 
 
-@inner_njit
-def fail(s: State, r: int) -> None:
-    """The request fits nowhere."""
-    s.requests[r].status = FAILED
-    if s.run[0].is_disturbed:
-        s.run[0].lost += 1
-    lg.log(s, lg.FAILED, -1, r)
-
-
 @merged_njit
 def advance(s: State, desk: BookArrays) -> int:
     """Run to the next decision; returns OVER, DUE or LOG_IS_FULL."""
     run = s.run[0]
     while run.pending == NO_DECISION:
+        if run.log_lines > LOG_CHUNK:
+            return LOG_IS_FULL
+        if run.first_awaiting >= 0:
+            call(s, CHOICES, ASK, -1, -1, 0)
+            continue
         next_s, kind = next_event(s)
         if run.follow_up:
             if run.unfinished == run.lost or next_s > run.last_s or next_s == NEVER_S:
@@ -211,8 +206,6 @@ def advance(s: State, desk: BookArrays) -> int:
             if run.horizon_s != NEVER_S:
                 run.closed_s = run.horizon_s
             return OVER
-        if run.log_lines > LOG_CHUNK:
-            return LOG_IS_FULL
         step(s, desk, next_s, kind)
     return DUE
 
@@ -249,6 +242,8 @@ def show(s: State, desk: BookArrays, with_times: bool) -> None:
     if with_times:
         predict(s, desk)
         show_times(desk)
+    if run.chooses_late:
+        call(s, CHOICES, NARROW, -1, -1, 0)
 
 
 @inner_njit
@@ -264,6 +259,9 @@ def assign(s: State, desk: BookArrays, prompt: int, token: int) -> None:
     """Carry out the decision that is due, which is permitted."""
     run = s.run[0]
     r = run.pending_request
+    if run.chooses_late and r >= 0:
+        call(s, CHOICES, ASSIGN, prompt, token, 0)
+        return
     run.pending = NO_DECISION
     run.pending_request = -1
     if r < 0:
@@ -277,17 +275,8 @@ def assign(s: State, desk: BookArrays, prompt: int, token: int) -> None:
     if need_here(s, prompt, r) > room or whole > s.machines[token].kv_capacity_tokens:
         fail(s, r)
         return
-    prompt_tokens, predicted = request.prompt_tokens, request.predicted
     enter_queue(s, r, prompt, int(desk.hits[prompt]) if run.caches_prefixes else 0)
-    note_change(s, token)
-    row = s.books[token]
-    row[b.COMING] += 1
-    row[b.COMING_CONTEXT] += prompt_tokens + 1
-    row[b.REMAINING] += predicted - 1
-    row[b.BOOKED_KV] += prompt_tokens + predicted
-    row[b.TOKEN_WEIGHTED] += request.token_weight * (request.output_tokens - 1)
-    if is_answered_late(s, r):
-        row[b.TOKEN_WEIGHTED] += request.prompt_weight
+    book_token_phase(s, r, token)
 
 
 @inner_njit
@@ -317,7 +306,12 @@ def carry_out(s: State, desk: BookArrays, prompt: int, token: int, new_roles: In
                 new_roles[m] = -1
     if s.run[0].pending_request >= 0:
         renew_masks(s.requests[s.run[0].pending_request].prompt_tokens, desk)
-        if not (0 <= prompt < count and desk.prompt_mask[prompt] and 0 <= token < count and desk.token_mask[token]):
+        may_prompt = 0 <= prompt < count and desk.prompt_mask[prompt]
+        may_token = 0 <= token < count and desk.token_mask[token]
+        if s.run[0].chooses_late:  # then one of them counts
+            may_prompt |= s.run[0].pending == PROMPT_END
+            may_token |= s.run[0].pending != PROMPT_END
+        if not (may_prompt and may_token):
             return False
     assign(s, desk, prompt, token)
     return True
@@ -331,7 +325,8 @@ def ask(s: State, desk: BookArrays, kernel: Kernel, role_mask: BoolArray, new_ro
     """
     run, memory = s.run[0], kernel.state
     show(s, desk, kernel.reads_times)
-    first, end = changed_since(s, int(memory[NOTES_SEEN]) if memory[MASKS_SEEN] == desk.masked[2] else 0)
+    are_masks_known = memory[MASKS_SEEN] == desk.masked[2] and not run.chooses_late
+    first, end = changed_since(s, int(memory[NOTES_SEEN]) if are_masks_known else 0)
     memory[NOTES_SEEN], memory[MASKS_SEEN] = run.noted, desk.masked[2]
     prompt, token = function_at(kernel.address)(
         run.pending,

@@ -17,8 +17,9 @@ from splitgym.sim.compiled.iterations import (
     form_batch,
     start_iteration,
 )
+from splitgym.sim.compiled.late_choice import END_PROMPT
 from splitgym.sim.compiled.notes import note_change
-from splitgym.sim.compiled.slots import OUTAGES, call, state_at
+from splitgym.sim.compiled.slots import CHOICES, OUTAGES, call, state_at
 from splitgym.sim.compiled.state import State
 from splitgym.sim.compiled.vllm import end_chunk, form_chunked_batch, start_chunks
 
@@ -58,6 +59,8 @@ def end_iteration(s: State, m: int) -> None:
         following = s.requests[r].next
         if s.requests[r].was_preempted:
             end_recomputation(s, m, r)
+        elif s.run[0].chooses_late:
+            call(s, CHOICES, END_PROMPT, m, r, 0)
         else:
             end_prompt(s, m, r)
         r = following
@@ -76,6 +79,8 @@ def end_chunked_iteration(s: State, m: int) -> None:
         if end_chunk(s, m, r):
             if s.requests[r].was_preempted:
                 end_recomputation(s, m, r)
+            elif s.run[0].chooses_late:
+                call(s, CHOICES, END_PROMPT, m, r, 0)
             else:
                 end_prompt(s, m, r)
         r = following

@@ -109,11 +109,19 @@ def receiving_at(a: IntArray, _what: int, m: int, _r: int, _number: int) -> int:
 
 @inner_njit
 def receive(s: State, m: int) -> None:
-    """Serialized: reserve room for waiting caches, first come first served, and send them; those put back first."""
+    """Serialized: reserve room for waiting caches, first come first served, and send them; those put back first.
+
+    Caches that are here already (`leases.wait_in_place`) are first of all: nothing but room keeps them waiting.
+    """
     machine = s.machines[m]
-    while machine.inbox_first >= 0 and admits(s, m) and machine.put_back == 0:
+    while machine.inbox_first >= 0:
         r = machine.inbox_first
         need = need_to_come(s, m, r)
+        is_here = s.requests[r].cache_machine == m
+        if is_here:
+            need -= held_until_sent(s, m, r)
+        elif not admits(s, m) or machine.put_back > 0:
+            return
         if need > machine.kv_capacity_tokens - machine.kv_used_tokens:
             return
         machine.inbox_first = s.requests[r].next
@@ -126,7 +134,10 @@ def receive(s: State, m: int) -> None:
         machine.kv_used_tokens += need
         if machine.caches_prefixes:
             give_up_surplus(s, m)
-        send(s, r)
+        if is_here:
+            join(s, r, m)
+        else:
+            send(s, r)
 
 
 @inner_njit

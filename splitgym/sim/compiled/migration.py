@@ -62,7 +62,7 @@ def leave_phases(s: State, m: int) -> None:
         r = machine.inbox_first
         while r >= 0:
             following = s.requests[r].next
-            d = freest(s, r)
+            d = freest(s, r) if s.requests[r].cache_machine != m else -1  # one that is here is moved once it decodes
             if d >= 0:
                 take_from_inbox(s, m, r)
                 s.books[m, b.WAITING] -= 1
@@ -109,9 +109,9 @@ def hand_over_prompts(s: State, m: int) -> None:
         other = least_pending(s, r, m)
         was_late = is_answered_late(s, r)
         request.prompt_machine = other
-        d = request.token_machine
-        late = is_answered_late(s, r)
-        s.books[d, b.TOKEN_WEIGHTED] += request.prompt_weight * ((1 if late else 0) - (1 if was_late else 0))
+        change = (1 if is_answered_late(s, r) else 0) - (1 if was_late else 0)
+        if change != 0:
+            s.books[request.token_machine, b.TOKEN_WEIGHTED] += change * request.prompt_weight
         if other != m:
             count_move(s, r, other)
         enter_queue(s, r, other, 0)

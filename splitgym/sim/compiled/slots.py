@@ -16,7 +16,7 @@ IntArray = npt.NDArray[np.int64]
 _DESK = len(State._fields)
 NUM_ARRAYS = _DESK + len(BookArrays._fields)
 
-ADVANCE, ROLES, RECEIVING, CHUNKED, LINKS, PREFIXES, SCRAPES, LEASES, MIGRATION, OUTAGES = range(10)
+ADVANCE, ROLES, RECEIVING, CHUNKED, LINKS, PREFIXES, SCRAPES, LEASES, MIGRATION, OUTAGES, CHOICES = range(11)
 """Parts of the code: the loop; what stands in it at many places; discipline `vllm`; what few runs need.
 
 A part is compiled once, whoever calls it, and only where a run needs it: it is called by its address.
@@ -25,7 +25,7 @@ A part is compiled once, whoever calls it, and only where a run needs it: it is 
 CODE = NUM_ARRAYS
 """The row that holds the address of the first part; the others' follow, 0 where a run does not need them."""
 
-NUM_ROWS = CODE + 10
+NUM_ROWS = CODE + 11
 
 ADVANCE_SIGNATURE = types.int64(types.int64[:, ::1])
 PART_SIGNATURE = types.int64(types.int64[:, ::1], types.int64, types.int64, types.int64, types.int64)

@@ -51,7 +51,7 @@ REQUEST = np.dtype(
         ("generated", "i4"),  # tokens it had when it last lost its cache as a decode, or was moved
         ("admitted", "i8"),  # when, among those of its machine
         ("was_preempted", "?"),  # has lost its cache as a decode
-        ("next", "i4"),  # in a machine's queue, batch, inbox, joining list, fresh list or list of the done
+        ("next", "i4"),  # in a machine's queue, batch, inbox, joining list, fresh list, done; or awaiting a choice
         ("lease_end_s", "f8"),  # NaN where its cache does not wait for room
         ("next_leased", "i4"),
         ("next_starting", "i4"),  # among decodes of its machine without a first token
@@ -159,6 +159,9 @@ RUN = np.dtype(
         ("is_vllm", "?"),
         ("preemptions", "i8"),
         ("recomputations", "i8"),  # because a lease ended
+        ("chooses_late", "?"),  # token machines, when prompt phases end
+        ("first_awaiting", "i8"),  # requests whose token machine is to be chosen now
+        ("last_awaiting", "i8"),
         ("migrates", "?"),
         ("migrations", "i8"),  # how often a role change gave a request to another machine
         ("kv_lease_s", "f8"),  # NEVER_S: caches wait for room as long as it takes
@@ -364,6 +367,8 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
     run["is_shared"] = cluster.transfer.is_shared
     run["token_machines_answer"] = cluster.first_token == "token_machine"
     run["migrates"] = cluster.migrate
+    run["chooses_late"] = cluster.chooses_late
+    run["first_awaiting"] = run["last_awaiting"] = -1
     lease_s = cluster.transfer.kv_lease_s
     run["kv_lease_s"] = NEVER_S if lease_s is None else lease_s
     run["first_leased"] = run["last_leased"] = -1

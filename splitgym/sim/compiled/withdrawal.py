@@ -32,7 +32,7 @@ from splitgym.sim.rows import IN_FLIGHT
 def withdraw(s: State, r: int, broken: int) -> None:
     """Take out a request that has machines and is not done; the iteration of ``broken`` (-1: none) will not end."""
     request = s.requests[r]
-    for m in (request.prompt_machine, request.token_machine):
+    for m in (request.prompt_machine, home_of(s, r)):
         machine = s.machines[m]
         if machine.is_busy and m != broken and (is_in_batch(s, m, r) or decodes_at(s, m, r)):
             if not request.is_leaving:
@@ -45,6 +45,13 @@ def withdraw(s: State, r: int, broken: int) -> None:
                 machine.leaving_last = r
             return
     part_with(s, r)
+
+
+@inner_njit
+def home_of(s: State, r: int) -> int:
+    """Its token machine; until that is chosen, its prompt machine."""
+    request = s.requests[r]
+    return request.token_machine if request.token_machine >= 0 else request.prompt_machine  # type: ignore[no-any-return]
 
 
 @seldom_njit
@@ -119,7 +126,7 @@ def release(s: State, r: int) -> int:
     A machine that is busy is at the end of its iteration, or broken.
     """
     request = s.requests[r]
-    p, t = request.prompt_machine, request.token_machine
+    p, t = request.prompt_machine, home_of(s, r)
     drop_lease(s, r)
     note_change(s, p)
     note_change(s, t)
@@ -134,6 +141,11 @@ def release(s: State, r: int) -> int:
         request.last_token_s, request.tbt_max_s = request.first_token_s, 0.0
     need = need_to_come(s, t, r)
     tokens = tokens_at_start(s, r) - request.prompt_tokens
+    if request.token_machine < 0:  # late choice: its prompt phase has just ended
+        if s.run[0].token_machines_answer:
+            unbook_cache(s, r)
+        drop_cache(s, r)
+        return tokens  # type: ignore[no-any-return]
     forget_decode(s, t, r, request.output_tokens - tokens)
     if take_from_joining(s, t, r):
         s.books[t, b.RUNNING] -= 1
@@ -246,16 +258,17 @@ def leave_decodes(s: State, m: int, r: int) -> int:
 
 @seldom_njit
 def drop_cache(s: State, r: int) -> None:
-    """The cache goes that its prompt machine keeps for another, or the machine where it was a decode."""
+    """The cache goes that its prompt machine keeps for another, or for itself, or the machine where it was a decode."""
     request = s.requests[r]
     source, held = request.cache_machine, reported_tokens(s, r)
-    s.machines[source].outgoing -= 1
     note_change(s, source)
     s.books[source, b.KV_HELD] -= held
-    if request.is_moved:
-        s.books[source, b.BOOKED_KV] -= held
-    elif not s.run[0].token_machines_answer:
-        unbook_cache(s, r)
+    if request.token_machine != source:  # it does not wait in place (late choice)
+        s.machines[source].outgoing -= 1
+        if request.is_moved:
+            s.books[source, b.BOOKED_KV] -= held
+        elif not s.run[0].token_machines_answer:
+            unbook_cache(s, r)
     request.computed = tokens_to_send(s, r)
     give_back(s, source, r, held_until_sent(s, source, r))
 
@@ -272,6 +285,8 @@ def forget_prompt(s: State, r: int) -> None:
     weigh_prompts(s, p)
     if p != t:
         row[b.BOOKED_KV] -= prompt_tokens + 1
+    if t < 0:
+        return
     row = s.books[t]
     row[b.COMING] -= 1
     row[b.COMING_CONTEXT] -= prompt_tokens + 1
