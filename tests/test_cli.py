@@ -15,8 +15,6 @@ import pytest
 
 from splitgym import __version__
 from splitgym.cli import main
-from splitgym.envs.setting import Setting
-from splitgym.errors import SplitgymError
 from splitgym.shipped import shipped_folder
 
 COLUMNS = [
@@ -152,8 +150,6 @@ def test_migration_and_a_late_choice(cli: Cli, tmp_path: Path) -> None:
     assert (oracle.code, oracle.err) == (2, f"error: policy 'oracle-length' {refused}\n")
     bundle = cli("export", "splitwise", "--card", card, "--out", tmp_path / "bundle.zip")
     assert (bundle.code, bundle.err) == (2, f"error: card 'late': a bundle {refused}\n")
-    with pytest.raises(SplitgymError, match=f"card 'late': an environment {refused}"):
-        Setting(card)
 
 
 def test_preemptions_are_noted(cli: Cli, tmp_path: Path) -> None:

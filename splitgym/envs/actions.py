@@ -15,7 +15,7 @@ from splitgym.jit import inner_njit, lean_njit, njit
 from splitgym.policies.kernels import role_of
 from splitgym.sim.cluster import Cluster
 from splitgym.sim.hashing import hashed_uniform
-from splitgym.view import ROLES, TICK, ClusterView, Decision
+from splitgym.view import PROMPT_END, ROLES, TICK, ClusterView, Decision
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
@@ -39,6 +39,7 @@ class ActionRules(NamedTuple):
     form: int  # BOTH_MACHINES … JOINT
     sizes: IntArray  # (num_heads,) choices of each head
     hardware: IntArray  # (num_machines,) the number of its hardware type, in the order in which machines bring them
+    is_late: bool  # token machines are chosen at prompt ends
 
 
 class Actions:
@@ -53,12 +54,16 @@ class Actions:
     | ``JOINT`` | ``MultiDiscrete([M, M, 1 + 3M])`` | a head that is not due has only index 0 |
 
     The machine that a ``POOL_ROLE`` changes is the one of that type and old role with least work: pending prompt
-    tokens plus predicted tokens still to come.
+    tokens plus predicted tokens still to come. Where token machines are chosen late, an arrival asks for the prompt
+    machine alone and a prompt end for the token machine: whatever the other head chooses counts for nothing.
 
     Args:
         form: one of these.
         cluster: whose machines they are about.
         max_machines: M; masks leave out what is no machine.
+
+    Attributes:
+        decides: for each of `splitgym.view.DECISION_KINDS`, whether they are about such a decision.
     """
 
     def __init__(self, form: int, cluster: Cluster, max_machines: int) -> None:
@@ -72,7 +77,12 @@ class Actions:
             JOINT: [max_machines, max_machines, one_role],
         }.get(form, [max_machines])
         hardware = np.array([types.index(name) for name in names])
-        self.rules = ActionRules(form, np.array(sizes), hardware)
+        is_late = cluster.chooses_late
+        self.rules = ActionRules(form, np.array(sizes), hardware, is_late)
+        are_roles = form in (MACHINE_ROLE, POOL_ROLE)
+        at_arrivals = not are_roles and not (is_late and form == TOKEN_MACHINE)
+        at_prompt_ends = not are_roles and is_late and form != PROMPT_MACHINE
+        self.decides = at_arrivals, at_prompt_ends, are_roles or form == JOINT
         self.num_choices = sum(sizes)
         self.space: spaces.Space[Any] = spaces.Discrete(sizes[0]) if len(sizes) == 1 else spaces.MultiDiscrete(sizes)
         self._bounds = list(pairwise(np.cumsum([0, *sizes]).tolist()))
@@ -82,6 +92,8 @@ class Actions:
         valid: BoolArray = np.empty(self.num_choices, np.bool_)
         roles = view.machines, view.prompt_mask, view.token_mask, view.role_mask
         mark_valid(self.rules, view.kind == TICK, *roles, valid)
+        if self.rules.is_late:
+            open_empty_heads(self.rules, valid)
         return self.by_head(valid)
 
     def by_head(self, valid: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -194,6 +206,30 @@ def mark_valid(
                 valid[start + m] = token_mask[m]
         if form == JOINT:
             valid[rules.sizes[0] + rules.sizes[1]] = True
+
+
+@lean_njit
+def open_empty_heads(rules: ActionRules, valid: BoolArray) -> None:
+    """Make index 0 valid of a head in which nothing is."""
+    start = 0
+    for head in range(len(rules.sizes)):
+        some = False
+        for index in range(rules.sizes[head]):
+            some = some or valid[start + index]
+        valid[start] |= not some
+        start += rules.sizes[head]
+
+
+@lean_njit
+def settle_idle_head(rules: ActionRules, kind: int, choice: IntArray, valid: BoolArray) -> None:
+    """Late choice: what the head chooses that is not asked for is what is valid there."""
+    if not rules.is_late or kind == TICK or len(choice) == 1:
+        return
+    head = 0 if kind == PROMPT_END else 1
+    start = head * rules.sizes[0]
+    for index in range(rules.sizes[head]):
+        if valid[start + index]:
+            choice[head] = index
 
 
 @lean_njit

@@ -31,8 +31,11 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
     """Schedule LLM inference on a cluster whose machines are split by phase.
 
     **A step** is one of the learner's decisions: an arrival (``routing``), a control tick (``repurposing``), or
-    whichever comes next (``joint``). Other decisions are taken by the policy ``other``; in ``routing`` its role
-    changes at an arrival are applied before the learner sees it. A warm-up is over before ``reset`` returns.
+    whichever comes next (``joint``). Where token machines are chosen late (``token_choice: prompt_end``), a prompt
+    end is one, too (``routing``, ``joint``): an arrival then asks for the prompt machine alone, a prompt end for the
+    token machine, and what the other head chooses counts for nothing; with ``heads`` only one of them is a step.
+    Other decisions are taken by the policy ``other``; in ``routing`` its role changes are applied before the learner
+    sees the cluster. A warm-up is over before ``reset`` returns.
 
     **Action space**, with M machines (``max_machines`` if that is given):
 
@@ -217,7 +220,7 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
 
     @property
     def suggested(self) -> Decision:
-        """What the other policy would do at the arrival that is due (kind ``routing``)."""
+        """What the other policy would do about the request that is due (kind ``routing``)."""
         return self._batch.suggested(0)
 
     @property

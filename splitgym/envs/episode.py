@@ -13,7 +13,7 @@ from splitgym.sim.cluster import Scenario
 from splitgym.sim.compiled.kernel import Kernel, kernels_of
 from splitgym.sim.outside import InvalidDecision
 from splitgym.sim.run import DEFAULT_ENGINE, ENGINES, Decider, carry_out, start
-from splitgym.view import ARRIVAL, TICK, ClusterView, Decision
+from splitgym.view import ARRIVAL, PROMPT_END, TICK, ClusterView, Decision
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,16 @@ class Roster:
     """Who decides what.
 
     Attributes:
-        kind: ``routing`` (the learner decides at arrivals), ``repurposing`` (at ticks) or ``joint`` (at both).
+        kind: ``routing`` (the learner names machines), ``repurposing`` (it changes roles) or ``joint`` (both).
         other: decides the rest; ``None`` where there is no rest.
         warmup: decides everything during the scenario's warm-up; ``None``: the other.
+        decides: for each of `splitgym.view.DECISION_KINDS`, whether the learner does.
     """
 
     kind: str
     other: Decider | None = None
     warmup: Decider | None = None
+    decides: tuple[bool, bool, bool] = (True, True, True)
 
     @property
     def first(self) -> Decider | None:
@@ -50,7 +52,7 @@ class Episode:
 
     Attributes:
         view: what may be known for the learner's decision that is due; ``None`` when the run is over.
-        suggested: what the other policy would do at this arrival (kind ``routing``).
+        suggested: what the other policy would do about this request (kind ``routing``).
         decisions: the learner's so far. A run is a function of scenario, roster and these.
         waits: do not run to the first decision: somebody else drives the engine.
     """
@@ -88,7 +90,8 @@ class Episode:
         if self.roster.kind == "repurposing" or len(requests) == 0:
             return TICK, 0, 0.0
         prompt_tokens = int(np.median(requests.prompt_tokens))
-        return ARRIVAL, prompt_tokens, float(np.median(requests.predicted_output_tokens))
+        kind = ARRIVAL if self.roster.decides[ARRIVAL] else PROMPT_END
+        return kind, prompt_tokens, float(np.median(requests.predicted_output_tokens))
 
     def decide(self, decision: Decision) -> None:
         """Carry out the learner's decision and run to the next."""
@@ -124,11 +127,11 @@ class Episode:
         while (view := engine.advance()) is not None:
             if self._warmup is not None and view.time_s < self.scenario.warmup_s:
                 carry_out(engine, self._warmup, view, self._warmup.decide(view))
-            elif kind == "joint" or (kind == "repurposing" and view.kind == TICK):
+            elif self.roster.decides[view.kind] and kind != "routing":
                 return view
             else:
                 assert other is not None
-                if kind == "routing" and view.kind == ARRIVAL:
+                if self.roster.decides[view.kind]:
                     return self._ask_first(other, view)
                 if kind == "repurposing":  # roles are the learner's
                     decision = other.decide(dataclasses.replace(view, role_mask=self._no_roles))
@@ -139,7 +142,7 @@ class Episode:
         return None
 
     def _ask_first(self, other: Decider, view: ClusterView) -> ClusterView:
-        """At an arrival of ``routing``: roles are the other's, machines the learner's."""
+        """``routing``: roles are the other's, machines the learner's."""
         self.suggested = other.decide(view)
         if not self.suggested.role_changes:
             return view

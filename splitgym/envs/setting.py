@@ -19,7 +19,6 @@ from splitgym.envs.randomisation import with_drawn_laws
 from splitgym.envs.rewards import Reward, RewardSpec
 from splitgym.envs.stepping import LEARNERS, Rules
 from splitgym.errors import SplitgymError, did_you_mean
-from splitgym.policies.base import need_early_choice
 from splitgym.policies.registry import make_policy
 from splitgym.randomness import SPLITS, Streams
 from splitgym.sim.cluster import Cluster, Scenario
@@ -79,7 +78,6 @@ class Setting:
         if rate is not None and not 0 < rate < float("inf"):
             raise SplitgymError(f"rate: {rate!r} requests per second; give a number above 0")
         self.cluster: Cluster = self.card.build_cluster(machines, model)
-        need_early_choice(f"card {self.card.name!r}: an environment", self.cluster)
         count = self.cluster.num_machines
         if max_machines is not None and max_machines < count:
             raise SplitgymError(f"max_machines: {max_machines} is less than the card's {count}; raise it")
@@ -96,6 +94,7 @@ class Setting:
         self.reward = Reward(reward or self.card.defaults.reward, self._arrivals_per_step(rate), reward_scale)
         self.rules = Rules(
             learner=LEARNERS.index(self.kind),
+            decides=self.actions.decides,
             actions=self.actions.rules,
             scales=SCALES,
             reward=self.reward.mix,
@@ -138,7 +137,7 @@ class Setting:
             return spec if env == 0 else copy.deepcopy(spec)
 
         other = None if self.kind == "joint" else policy(self._other or defaults.other)
-        return Roster(self.kind, other, policy(defaults.warmup_policy or defaults.other))
+        return Roster(self.kind, other, policy(defaults.warmup_policy or defaults.other), self.actions.decides)
 
     def scenario(self, seed: int, options: Mapping[str, Any]) -> Scenario:
         """Scenario ``seed`` of the split, or one of the trace in ``options``.
@@ -157,7 +156,10 @@ class Setting:
     def _arrivals_per_step(self, rate: float | None) -> float:
         tick_s = self.card.episode.tick_s
         rate_rps = rate or self.card.workload.resolved(self.card.folder).mean_rate_rps
-        return {"routing": 1.0, "repurposing": rate_rps * tick_s}.get(self.kind, rate_rps / (rate_rps + 1 / tick_s))
+        per_request = sum(self.actions.decides[:2])  # decisions; where it ends at its prompt end there is one less
+        if self.kind == "repurposing":
+            return rate_rps * tick_s
+        return 1 / per_request if self.kind == "routing" else rate_rps / (per_request * rate_rps + 1 / tick_s)
 
 
 def known(what: str, value: str, options: tuple[str, ...] | list[str]) -> str:

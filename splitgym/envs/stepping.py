@@ -7,16 +7,25 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from splitgym.envs.actions import ActionRules, is_valid, mark_valid, replace, translate
+from splitgym.envs.actions import (
+    ActionRules,
+    is_valid,
+    mark_valid,
+    open_empty_heads,
+    replace,
+    settle_idle_head,
+    translate,
+)
 from splitgym.envs.observations import Arrays, Scales, observe, observe_changes
 from splitgym.envs.rewards import Mix, Step, weighted
 from splitgym.jit import inner_njit, merged_njit, njit
 from splitgym.sim.books import BookArrays, fill_view, potential, show_times
 from splitgym.sim.compiled.kernel import Kernel
+from splitgym.sim.compiled.late_choice import NARROW
 from splitgym.sim.compiled.loop import DUE, INVALID, ask, carry_out, change, predict, show
 from splitgym.sim.compiled.notes import changed_since
 from splitgym.sim.compiled.pointers import addresses, floats_at
-from splitgym.sim.compiled.slots import ADVANCE, CODE, NUM_ROWS, advance_by, desk_at, state_at
+from splitgym.sim.compiled.slots import ADVANCE, CHOICES, CODE, NUM_ROWS, advance_by, call, desk_at, state_at
 from splitgym.sim.compiled.state import NO_DECISION, State
 from splitgym.sim.compiled.totals import read_meters
 from splitgym.sim.ledger import Meters
@@ -42,7 +51,7 @@ SLOT = np.dtype(
         ("idle_kind", "i8"),  # what is shown when the run is over: kind of decision, lengths
         ("idle_prompt_tokens", "i8"),
         ("idle_predicted", "f8"),
-        ("suggested_prompt", "i8"),  # what the other policy would do at this arrival
+        ("suggested_prompt", "i8"),  # what the other policy would do about this request
         ("suggested_token", "i8"),
         ("is_due", "?"),  # the learner's decision
         ("decision_kind", "i8"),
@@ -72,6 +81,7 @@ class Rules(NamedTuple):
     """What is equal in all environments of a batch, for compiled functions."""
 
     learner: int  # index into LEARNERS
+    decides: tuple[bool, bool, bool]  # by kind of decision
     actions: ActionRules
     scales: Scales
     reward: Mix
@@ -209,6 +219,7 @@ def decide(  # type: ignore[no-untyped-def]
 ) -> tuple[int, int]:
     """The machines that the learner's choice stands for, and its role change in ``new_roles``."""
     is_tick = slot.decision_kind == TICK
+    settle_idle_head(rules.actions, slot.decision_kind, choice, valid)
     if not is_valid(rules.actions, choice, valid):
         slot.invalid_actions += 1
         replace(rules.actions, is_tick, choice, valid, slot.key, slot.invalid_actions)
@@ -228,7 +239,8 @@ def to_next(  # type: ignore[no-untyped-def]
             return status  # type: ignore[no-any-return]
         is_tick = run.pending == TICK
         is_warm = run.now_s >= slot.warmup_s
-        if is_warm and (rules.learner == JOINT or (rules.learner == REPURPOSING and is_tick)):
+        is_learners = is_warm and rules.decides[run.pending]
+        if is_learners and rules.learner != ROUTING:
             break
         if is_warm:
             kernel = crew.other_at_tick if is_tick else crew.other
@@ -238,7 +250,7 @@ def to_next(  # type: ignore[no-untyped-def]
         prompt, token = ask(s, desk, kernel, no_roles if roles_are_learners else desk.role_mask, new_roles)
         if roles_are_learners:
             new_roles[:] = -1
-        if is_warm and rules.learner == ROUTING and not is_tick:  # roles are the other's, machines the learner's
+        if is_learners:  # roles are the other's, machines the learner's
             slot.suggested_prompt, slot.suggested_token = prompt, token
             for m in range(len(new_roles)):
                 if new_roles[m] >= 0:
@@ -251,6 +263,8 @@ def to_next(  # type: ignore[no-untyped-def]
             return INVALID
     show(s, desk, False)
     predict(s, desk)
+    if run.chooses_late:
+        call(s, CHOICES, NARROW, -1, -1, 0)
     return DUE
 
 
@@ -298,22 +312,15 @@ def show_end(slot, desk: BookArrays) -> None:  # type: ignore[no-untyped-def]
 
 @inner_njit
 def mark(slot, desk: BookArrays, rules: Rules, valid: BoolArray) -> bool:  # type: ignore[no-untyped-def]
-    """Write what is valid, and return whether that may have changed; at the end there is something in each head."""
+    """Write what is valid, and return whether that may have changed."""
     is_tick = slot.decision_kind == TICK
     masked = 2 * desk.masked[2] + is_tick if slot.is_due else -1
     if masked == slot.masked and slot.is_due:
         return False
     slot.masked = masked
     mark_valid(rules.actions, is_tick, desk.machines, desk.prompt_mask, desk.token_mask, desk.role_mask, valid)
-    if not slot.is_due:
-        start = 0
-        for head in range(len(rules.actions.sizes)):
-            size = rules.actions.sizes[head]
-            some = False
-            for index in range(size):
-                some = some or valid[start + index]
-            valid[start] |= not some
-            start += size
+    if not slot.is_due or rules.actions.is_late:
+        open_empty_heads(rules.actions, valid)
     return True
 
 

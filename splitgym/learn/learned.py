@@ -15,7 +15,6 @@ from splitgym.export.actions import choose
 from splitgym.learn.inference import NumpyNetwork, Weights
 from splitgym.learn.run_folder import RunConfig, RunFolder
 from splitgym.policies import Policy, make_policy
-from splitgym.policies.base import need_early_choice
 from splitgym.policies.role_changes import decide_beside
 from splitgym.randomness import Streams, hashed_uniform
 from splitgym.sim.cluster import Cluster
@@ -65,9 +64,8 @@ class LearnedPolicy:
         """Start a run.
 
         Raises:
-            SplitgymError: if the network knows another number of machines only, or token machines are chosen late.
+            SplitgymError: if the network knows another number of machines only.
         """
-        need_early_choice(f"policy {self.name!r}", cluster)
         config, count = self._config, cluster.num_machines
         rows = count
         if config.network == "mlp":
@@ -94,6 +92,8 @@ class LearnedPolicy:
 
     def _choose(self, view: ClusterView, suggested: Decision) -> Decision:
         assert self._observer is not None, "call reset() first"
+        if not self._actions.decides[view.kind]:
+            return suggested
         scores = self._network.scores(self._observer.observe(view))
         choice: list[int] = []
         start = 0

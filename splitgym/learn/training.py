@@ -316,7 +316,8 @@ def _seconds_per_decision(card: Card, config: RunConfig) -> float:
     if config.kind == "repurposing":
         return card.episode.tick_s
     rate_rps = config.environment.get("rate") or card.workload.resolved(card.folder).mean_rate_rps
-    per_second = float(rate_rps) + (1 / card.episode.tick_s if config.kind == "joint" else 0.0)
+    at_prompt_ends = card.default_cluster.chooses_late and config.environment.get("heads", "both") == "both"
+    per_second = float(rate_rps) * (1 + at_prompt_ends) + (1 / card.episode.tick_s if config.kind == "joint" else 0.0)
     return 1 / per_second
 
 

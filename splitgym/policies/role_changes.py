@@ -11,7 +11,7 @@ import numpy.typing as npt
 from splitgym.features import CLUSTER_COLUMN, MACHINE_COLUMN
 from splitgym.policies.base import Policy
 from splitgym.sim.books import LIFECYCLE, NUM_COLUMNS, ROLE, fill_masks
-from splitgym.view import DRAINING, MIXED, PROMPT, READY, TICK, TOKEN, ClusterView, Decision
+from splitgym.view import DRAINING, MIXED, PROMPT, PROMPT_END, READY, TICK, TOKEN, ClusterView, Decision
 
 _ROLE, _LIFECYCLE = MACHINE_COLUMN["role_prompt"], MACHINE_COLUMN["ready"]
 _PENDING, _KV_HELD = MACHINE_COLUMN["pending_prompts"], MACHINE_COLUMN["kv_held_tokens"]
@@ -72,6 +72,10 @@ def after_role_changes(view: ClusterView, changes: Sequence[tuple[int, int]]) ->
     prompt_mask, token_mask, role_mask = view.prompt_mask.copy(), view.token_mask.copy(), view.role_mask.copy()
     capacities = machines[:, MACHINE_COLUMN["kv_capacity_tokens"]].copy()
     fill_masks(books, capacities, int(view.of_request("prompt_tokens")), prompt_mask, token_mask, role_mask)
+    if view.kind == PROMPT_END:  # token machines are chosen late: what is not asked for stays as it is shown
+        prompt_mask[:] = view.prompt_mask
+    elif not view.token_mask.any():
+        token_mask[:] = False
     for mask in (prompt_mask, token_mask):
         _prefer_doubtful(mask, machines[:, _LIFECYCLE] > 0, doubtful)
     return dataclasses.replace(

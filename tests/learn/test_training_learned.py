@@ -10,12 +10,13 @@ import gymnasium
 import numpy as np
 import pytest
 
-from splitgym.cards import load_card
+from splitgym.cards import Card, load_card
 from splitgym.errors import SplitgymError
 from splitgym.learn import NO_EVALUATION, PpoSettings, load, load_policy, train
 from splitgym.metrics import scorecard
 from splitgym.policies import make_policy
 from splitgym.policies.role_changes import after_role_changes
+from splitgym.shipped import shipped_folder
 from splitgym.sim.reference import ReferenceEngine
 from splitgym.sim.run import run, start
 from splitgym.view import ARRIVAL, MIXED, PROMPT, TICK, TOKEN
@@ -35,10 +36,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def test_agent_and_policy_decide_alike(trained: dict[str, Path]) -> None:
+def assert_decide_alike(run_dir: Path, card: Card, **arguments: Any) -> None:
     """One episode through Gymnasium and torch, one through the simulator and NumPy: the same run."""
-    environment = gymnasium.make("splitgym/Quickstart-Routing-v0", split="val", other="jsq-tokens", horizon_s=60.0)
-    agent = load(trained["still"], environment)
+    environment = gymnasium.make("splitgym/Cluster-v0", card=card, split="val", horizon_s=60.0, **arguments)
+    agent = load(run_dir, environment)
     observation, _ = environment.reset(seed=7)
     while True:
         masks = environment.unwrapped.action_masks()  # type: ignore[attr-defined]
@@ -46,11 +47,25 @@ def test_agent_and_policy_decide_alike(trained: dict[str, Path]) -> None:
         observation, _, terminated, truncated, info = environment.step(action)
         if terminated or truncated:
             break
-    card = load_card("Quickstart")
     scenario = card.scenario(7, "val", horizon_s=60.0)
-    policy = load_policy(trained["still"], decision="argmax")
+    policy = load_policy(run_dir, decision="argmax")
     result = run(scenario, policy, warmup_policy=make_policy(card.defaults.warmup_policy or ""))
     assert scorecard(result.rows, scenario, result.meters) == info["scorecard"]
+
+
+def test_agent_and_policy_decide_alike(trained: dict[str, Path]) -> None:
+    assert_decide_alike(trained["still"], load_card("Quickstart"), kind="routing", other="jsq-tokens")
+
+
+@pytest.mark.parametrize("heads", ["both", "prompt"])
+def test_token_machines_chosen_late(tmp_path: Path, heads: str) -> None:
+    text = (shipped_folder("envs") / "Quickstart.yaml").read_text()
+    path = tmp_path / "Late.yaml"
+    path.write_text(text.replace("cluster:\n", "cluster:\n  token_choice: prompt_end\n"))
+    common: dict[str, Any] = {"num_envs": 2, "settings": SETTINGS, "evaluation": NO_EVALUATION, "progress": False}
+    environment = {"heads": heads}
+    out = train(path, steps=256, out=tmp_path / "run", other="jsq-tokens", environment=environment, **common)
+    assert_decide_alike(out, load_card(path), kind="routing", other="jsq-tokens", heads=heads)
 
 
 def test_equal_runs_decide_alike_and_sampling_follows_the_seed(trained: dict[str, Path]) -> None:
