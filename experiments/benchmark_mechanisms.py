@@ -64,6 +64,7 @@ def scenarios(count: int) -> dict[str, Scenario]:
         "layer-wise transfers": Scenario(with_transfer(plain, mode="layerwise"), requests),
         "kv_lease_s": Scenario(with_transfer(plain, kv_lease_s=30.0), requests),
         "first token at token machines": Scenario(replace(plain, first_token="token_machine"), requests),
+        "token machines chosen late": Scenario(replace(plain, token_choice="prompt_end"), requests),
         "migrate": Scenario(replace(plain, migrate=True), requests),
         "telemetry": Scenario(with_telemetry(plain), requests),
         "request classes": Scenario(with_classes(plain), with_class_numbers(requests)),
@@ -101,7 +102,8 @@ def measure(asked: dict[str, Scenario], repeats: int) -> dict[str, Any]:
 
 def everything(cluster: Cluster) -> Cluster:
     """All of it but layer-wise transfers, which neither discipline `vllm` nor a late first token has."""
-    own = with_transfer(replace(cluster, first_token="token_machine", migrate=True), network="shared", kv_lease_s=30.0)
+    own = replace(cluster, first_token="token_machine", token_choice="prompt_end", migrate=True)
+    own = with_transfer(own, network="shared", kv_lease_s=30.0)
     return with_telemetry(with_classes(with_caps(own)))
 
 

@@ -315,7 +315,7 @@ def mark(slot, desk: BookArrays, rules: Rules, valid: BoolArray) -> bool:  # typ
     """Write what is valid, and return whether that may have changed."""
     is_tick = slot.decision_kind == TICK
     masked = 2 * desk.masked[2] + is_tick if slot.is_due else -1
-    if masked == slot.masked and slot.is_due:
+    if masked == slot.masked and slot.is_due and not rules.actions.is_late:
         return False
     slot.masked = masked
     mark_valid(rules.actions, is_tick, desk.machines, desk.prompt_mask, desk.token_mask, desk.role_mask, valid)

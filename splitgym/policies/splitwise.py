@@ -115,22 +115,28 @@ def splitwise(  # type: ignore[no-untyped-def]
     by_load = ranking(state, len(machines), BY_LOAD)
     by_booked = ranking(state, len(machines), BY_BOOKED)
     homesick = ranking(state, len(machines), HOMESICK)
-    for m in changed:
+    is_prompt_end = kind == PROMPT_END
+    is_token_asked = kind == TICK or token_mask.any()
+    for m in changed:  # all of them where token machines are chosen late
         row = machines[m]
         role = learn_home(row, m, state)
-        rank(by_load, m, pending_tokens_of(row) if role == PROMPT and prompt_mask[m] else np.inf)
-        rank(by_booked, m, row[BOOKED_KV] if role == TOKEN and token_mask[m] else np.inf)
+        if not is_prompt_end:
+            rank(by_load, m, pending_tokens_of(row) if role == PROMPT and prompt_mask[m] else np.inf)
+        if is_token_asked:
+            rank(by_booked, m, row[BOOKED_KV] if role == TOKEN and token_mask[m] else np.inf)
         rank(homesick, m, 0.0 if role == MIXED and is_homesick(row, int(state[HOMES + m])) else np.inf)
     prompt_machine = token_machine = -1
     if kind != TICK:
-        prompt_machine, token_machine = best(by_load), best(by_booked)
-        enough_prompt = prompt_machine >= 0 and not prompts_overloaded(machines[prompt_machine], request, params[0])
-        is_prompt_end = kind == PROMPT_END
-        enough_prompt = enough_prompt or is_prompt_end
-        enough_token = token_machine >= 0 and not tokens_overloaded(machines[token_machine], request, params[1])
+        enough_prompt, enough_token = is_prompt_end, not is_token_asked
+        if not is_prompt_end:
+            prompt_machine = best(by_load)
+            enough_prompt = prompt_machine >= 0 and not prompts_overloaded(machines[prompt_machine], request, params[0])
+        if is_token_asked:
+            token_machine = best(by_booked)
+            enough_token = token_machine >= 0 and not tokens_overloaded(machines[token_machine], request, params[1])
         if enough_prompt and enough_token:
             pass
-        elif is_prompt_end or not token_mask.any():
+        elif is_prompt_end or not is_token_asked:
             prompt_machine, token_machine = look_for_one(
                 machines, request, prompt_mask, token_mask, role_mask, params,
                 prompt_machine, token_machine, enough_prompt, is_prompt_end,

@@ -89,7 +89,7 @@ class BookArrays(NamedTuple):
     costs: FloatArray  # (7,) the places above
     arrived: FloatArray  # (2, 3): this window, the one before x requests, prompt tokens, output tokens
     window: IntArray  # (1,) which window this is
-    masked: IntArray  # (3,) which masks are there (`renew_masks`), -1 if unknown; what fits somewhere; how often filled
+    masked: IntArray  # (4,) which masks are there, -1 if unknown; what fits somewhere; how often filled; narrowed
     times: FloatArray  # (5, num_machines) the `TIME_FEATURES`
     scaled_times: FloatArray  # room for them as observations have them
     machines: FloatArray  # from here on as in ClusterView
@@ -101,6 +101,7 @@ class BookArrays(NamedTuple):
     promises: FloatArray  # (num_classes, NUM_PROMISES) as in `Cluster`; no rows without classes
     reports: FloatArray  # (num_machines, NUM_REPORT_COLUMNS) where reported features are stale (`telemetry`), else none
     hits: FloatArray  # (num_machines,) tokens of the prompt that is to be routed, in the machines' memory
+    whole_mask: BoolArray  # (num_machines,) the mask that `narrow_view` has narrowed, as it was
 
 
 class Books:
@@ -144,7 +145,7 @@ class Books:
             ),
             arrived=zeros((2, 3)),
             window=zeros(1, np.int64),
-            masked=zeros(3, np.int64),
+            masked=zeros(4, np.int64),
             times=zeros((len(TIME_FEATURES), count)),
             scaled_times=zeros((len(TIME_FEATURES), count)),
             machines=zeros((count, NUM_MACHINE_FEATURES)),
@@ -156,6 +157,7 @@ class Books:
             promises=cluster.promises if cluster.classes else np.zeros((0, NUM_PROMISES)),
             reports=zeros((0, NUM_REPORT_COLUMNS)) if reports is None else reports,
             hits=zeros(count),
+            whole_mask=zeros(count, np.bool_),
         )
 
         self.arrays.masked[:2] = -1
@@ -251,6 +253,7 @@ def fill_view(
     """Write the features of `splitgym.features`, in its order, and the masks."""
     capacity = books.facts[:, KV_CAPACITY]
     fill_masks(books.rows, capacity, prompt_tokens, books.prompt_mask, books.token_mask, books.role_mask)
+    books.masked[3] = 0
     count_roles(books)
     for m in range(len(books.rows)):
         fill_roles(m, books)
@@ -421,15 +424,36 @@ def show_times(books: BookArrays) -> None:
 def narrow_view(kind: int, here: int, books: BookArrays) -> None:
     """Late choice: an arrival asks for no token machine; a prompt end does, of a request whose cache is ``here``.
 
-    The masks are to be filled anew after that.
+    `renew_masks` makes the mask whole again.
     """
+    is_whole = books.masked[3] == 0
     if kind == ARRIVAL:
+        if is_whole:
+            copy_mask(books.token_mask, books.whole_mask)
         books.token_mask[:] = False
     elif kind == PROMPT_END:
+        if is_whole:
+            copy_mask(books.prompt_mask, books.whole_mask)
         books.prompt_mask[:] = False
         books.prompt_mask[here] = True
         books.times[4, here] = books.machines[here, 24] = 0.0  # transfer_s
-    books.masked[0] = -1
+    else:
+        return
+    books.masked[3] = 1 + kind
+
+
+@inner_njit
+def widen_view(books: BookArrays) -> None:
+    """Undo what `narrow_view` did to a mask."""
+    copy_mask(books.whole_mask, books.token_mask if books.masked[3] == 1 + ARRIVAL else books.prompt_mask)
+    books.masked[3] = 0
+
+
+@inner_njit
+def copy_mask(mask: BoolArray, other: BoolArray) -> None:
+    """Make ``other`` as ``mask``; both (num_machines,)."""
+    for m in range(len(mask)):
+        other[m] = mask[m]
 
 
 @inner_njit
@@ -438,6 +462,8 @@ def renew_masks(prompt_tokens: int, books: BookArrays) -> None:
 
     With them the most tokens, prompt and output, of a request that the machines permitted by them can serve.
     """
+    if books.masked[3] != 0:
+        widen_view(books)
     key = prompt_tokens if prompt_tokens >= books.costs[LEAST_CAPACITY] else 0
     if books.masked[0] != key:
         capacity = books.facts[:, KV_CAPACITY]

@@ -104,6 +104,7 @@ def desk_at(a: IntArray) -> BookArrays:
         promises=floats_of(pointer_at(d[16, 0]), (d[16, 1], d[16, 2])),
         reports=floats_of(pointer_at(d[17, 0]), (d[17, 1], d[17, 2])),
         hits=floats_of(pointer_at(d[18, 0]), (d[18, 1],)),
+        whole_mask=bools_of(pointer_at(d[19, 0]), (d[19, 1],)),
     )
 
 

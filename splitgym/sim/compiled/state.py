@@ -313,7 +313,7 @@ class State(NamedTuple):
     machines: Records  # (num_machines,) MACHINE
     books: FloatArray  # (num_machines, NUM_COLUMNS), the rows of `Books`
     laws: FloatArray  # (num_laws, LAW_SIZE)
-    masked: IntArray  # (3,) as in `BookArrays`
+    masked: IntArray  # (4,) as in `BookArrays`
     notes: IntArray  # ((1 + NOTES) · num_machines,) all machines, then those that have changed (`notes`)
     run: Records  # (1,) RUN
     iterations: Records  # TIMED, a tournament of the ends of iterations, of as many machines as a power of two
