@@ -101,7 +101,7 @@ def measure(asked: dict[str, Scenario], repeats: int) -> dict[str, Any]:
 
 
 def everything(cluster: Cluster) -> Cluster:
-    """All of it but layer-wise transfers, which neither discipline `vllm` nor a late first token has."""
+    """All of it but layer-wise transfers, which neither discipline `vllm` nor a late choice of token machines has."""
     own = replace(cluster, first_token="token_machine", token_choice="prompt_end", migrate=True)
     own = with_transfer(own, network="shared", kv_lease_s=30.0)
     return with_telemetry(with_classes(with_caps(own)))

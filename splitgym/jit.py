@@ -121,7 +121,7 @@ def announce(name: str) -> None:
     """Say, once, why what follows takes long where the compiled function ``name`` (module.function) is not cached."""
     folder = _cache_folder()
     if folder is None or not any(folder.rglob(f"{name}-*.nbi")):
-        print("splitgym: compiling the engine for this version, a minute or two, once", file=sys.stderr, flush=True)
+        print("splitgym: compiling the engine for this version, about a minute, once", file=sys.stderr, flush=True)
 
 
 def sources_digest() -> str:

@@ -176,3 +176,11 @@ def test_the_quick_run_answers_with_one_object() -> None:
     assert found["ppo_share_of_free_environment"] > 0.6
     assert found["decisions_per_s_vector_64"] > found["reference_requests_per_s"]
     assert found["peak_rss_mb_million_requests"] < 1000
+
+
+def test_mechanisms_are_measured() -> None:
+    script = SCRIPT.with_name("benchmark_mechanisms.py")
+    command = [sys.executable, str(script), "--requests", "100", "--repeats", "1", "--json"]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found["plain"]["time_per_request"] == found["plain"]["time_per_event"] == 1.0
+    assert {"all of these", "vllm, all", "token machines chosen late"} < set(found)

@@ -99,6 +99,8 @@ def _calibrated(scenario: Scenario, policy: str, card: Card, engine: str) -> Pla
     result = run(scenario, make_policy(policy), warmup_policy=warmup_policy, engine=engine, record=True)
     lost = {"preemptions": result.preemptions, "recomputations": result.recomputations}
     lost |= {"migrations": result.migrations} if scenario.cluster.migrate else {}
+    lost |= {"restarts": result.restarts} if scenario.is_disturbed else {}
+    lost |= {"prefix_hit_tokens": result.prefix_hit_tokens} if scenario.caches_prefixes else {}
     return result.rows, result.meters, result.recorder, result.extrapolations, lost
 
 
@@ -141,6 +143,7 @@ def _print_summary(results: dict[str, Any], title: str, out: Path) -> None:
     console.print(f"{requests['arrived']} requests: {requests['completed']} completed, {others}", highlight=False)
     counted = {"preemptions": "decodes preempted", "recomputations": "prompts computed again"}
     counted |= {"migrations": "moves of requests from machines that changed their role"}
+    counted |= {"restarts": "requests begun again", "prefix_hit_tokens": "prompt tokens found in memory"}
     for name, text in counted.items():
         if results.get(name):
             console.print(f"{results[name]} {text}", highlight=False)

@@ -44,7 +44,7 @@ class ClusterEnv(gymnasium.Env[Observation, Action]):
     | ``routing`` | ``MultiDiscrete([M, M])`` | prompt machine, token machine |
     | ``routing``, ``heads="prompt"`` or ``"token"`` | ``Discrete(M)`` | one; ``other`` names the other |
     | ``repurposing`` | ``Discrete(1 + 3M)`` | 0 no change, else 1 + 3 · machine + role |
-    | ``repurposing``, ``action="pool"`` | ``Discrete(1 + 6 · hardware types)`` | see `PoolRoleActions` |
+    | ``repurposing``, ``action="pool"`` | ``Discrete(1 + 6 · hardware types)`` | see `splitgym.envs.actions.Actions` |
     | ``joint`` | ``MultiDiscrete([M, M, 1 + 3M])`` | both; a head that is not due has only index 0 |
 
     An action that is masked becomes a valid one drawn uniformly, at a tick "no change"; it is counted.

@@ -62,12 +62,12 @@ class BasePolicy:
         raise NotImplementedError(f"{type(self).__name__} has neither route() nor decide()")
 
     def decide(self, view: ClusterView) -> Decision:
-        """Nothing at a tick, what `route` says at an arrival."""
+        """Nothing at a tick, what `route` says at an arrival or a prompt end."""
         return Decision() if view.kind == TICK else Decision(*self.route(view))
 
 
 class Combined:
-    """A routing policy and a pool policy side by side: the first decides at arrivals, the second at ticks."""
+    """A routing policy and a pool policy side by side: the first decides about requests, the second at ticks."""
 
     def __init__(self, routing: Policy, pool: Policy) -> None:
         self.name = f"{routing.name}+{pool.name}"
@@ -92,7 +92,7 @@ class Combined:
         return None if routing is None or pool is None else (routing[0], pool[1])
 
     def decide(self, view: ClusterView) -> Decision:
-        """The pool policy's role changes at a tick, the routing policy's machines at an arrival."""
+        """The pool policy's role changes at a tick, the routing policy's machines at an arrival or a prompt end."""
         if view.kind == TICK:
             return Decision(role_changes=self.pool.decide(view).role_changes)
         return self.routing.decide(view)

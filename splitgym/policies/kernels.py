@@ -28,6 +28,7 @@ from splitgym.jit import njit
 from splitgym.randomness import Streams
 from splitgym.sim.compiled.kernel import MASKS_SEEN, NOTES_SEEN
 from splitgym.sim.hashing import hashed_uniform
+from splitgym.view import MIXED
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -205,6 +206,16 @@ def role_of(machine_row: FloatArray) -> int:
         if machine_row[ROLE_FLAGS + role] > 0.0:
             return role
     return -1
+
+
+@njit
+def ready_for(machines: FloatArray, request: FloatArray, phase: int) -> BoolArray:
+    """(num_machines,) which machines of a phase are ready and large enough for the prompt."""
+    found = np.zeros(len(machines), np.bool_)
+    for m in range(len(machines)):
+        does = role_of(machines[m]) in (phase, MIXED)
+        found[m] = does and machines[m, READY_FLAG] > 0.0 and machines[m, KV_CAPACITY] > request[PROMPT_TOKENS]
+    return found
 
 
 @njit

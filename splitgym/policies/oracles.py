@@ -44,7 +44,13 @@ class OracleLength:
         self._next = 0
 
     def observe_scenario(self, scenario: Scenario) -> None:
-        """Learn what will arrive."""
+        """Learn what will arrive.
+
+        Raises:
+            SplitgymError: if machines go down: it knows a request by its arrival and prompt, not one that begins again.
+        """
+        if scenario.faults.outages:
+            raise SplitgymError(f"policy {self.name!r} does not know requests that begin again; leave outages out")
         self._scenario = scenario
 
     def decide(self, view: ClusterView) -> Decision:

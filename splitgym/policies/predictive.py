@@ -27,10 +27,11 @@ from splitgym.policies.kernels import (
     pending_tokens_of,
     rank,
     ranking,
+    ready_for,
     tbt_limit_s,
     ttft_limit_s,
 )
-from splitgym.view import TICK
+from splitgym.view import PROMPT, PROMPT_END, TICK, TOKEN
 
 
 @njit
@@ -60,8 +61,9 @@ def least_ttft(  # type: ignore[no-untyped-def]
     most_ttft_s, most_tbt_s = ttft_limit_s(request, params[0]), tbt_limit_s(request, params[1])
     can_decode = roomy(machines, request, token_mask)
     feasible = np.zeros(len(prompt_mask), np.bool_)
+    decodes = token_mask if token_mask.any() else ready_for(machines, request, TOKEN)  # the latter: asked for later
     for m in range(len(prompt_mask)):
-        keeps_tbt = not token_mask[m] or machines[m, TBT_S] <= most_tbt_s
+        keeps_tbt = not decodes[m] or machines[m, TBT_S] <= most_tbt_s
         feasible[m] = prompt_mask[m] and keeps_tbt and machines[m, TTFT_S] <= most_ttft_s
     ttft_s = machines[:, TTFT_S]
     prompt_machine = least(ttft_s, feasible)
@@ -163,9 +165,10 @@ def least_e2e(  # type: ignore[no-untyped-def]
     if kind == TICK:
         return -1, -1
     count = len(prompt_mask)
+    takes_prompts = ready_for(machines, request, PROMPT) if kind == PROMPT_END else prompt_mask
     rate = 0.0
     for m in range(count):
-        if prompt_mask[m]:
+        if takes_prompts[m]:
             rate += machines[m, PROMPT_RATE]
     free = 1.0 - min(cluster[PROMPT_TOKEN_RATE] / max(rate, 1.0), 0.9)
     can_decode = roomy(machines, request, token_mask)
@@ -177,7 +180,7 @@ def least_e2e(  # type: ignore[no-untyped-def]
         if not can_decode[t]:
             continue
         decode_s = gaps * machines[t, TBT_S]
-        if prompt_mask[t]:
+        if takes_prompts[t]:
             decode_s /= free
         for p in range(count):
             if not prompt_mask[p]:

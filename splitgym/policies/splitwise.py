@@ -30,6 +30,7 @@ from splitgym.policies.kernels import (
     pending_tokens_of,
     rank,
     ranking,
+    ready_for,
     role_of,
     tbt_limit_s,
 )
@@ -182,16 +183,6 @@ def look_for_one(
         machines, request, prompt_mask, tokens, role_mask, params, own_prompt, own_token, enough_prompt, True
     )
     return found[0], -1
-
-
-@njit
-def ready_for(machines: FloatArray, request: FloatArray, phase: int) -> BoolArray:
-    """(num_machines,) which machines of a phase are ready and large enough for the prompt."""
-    found = np.zeros(len(machines), np.bool_)
-    for m in range(len(machines)):
-        does = role_of(machines[m]) in (phase, MIXED)
-        found[m] = does and machines[m, READY_FLAG] > 0.0 and machines[m, KV_CAPACITY] > request[PROMPT_TOKENS]
-    return found
 
 
 @njit

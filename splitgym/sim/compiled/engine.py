@@ -193,7 +193,7 @@ class CompiledEngine:
         for machine, role in changes:
             if not entries.change(self.addresses, index(machine), index(role)):
                 raise InvalidDecision(explain_role(machine, role, self._desk.rows))
-        self._hand_over()
+            self._hand_over()
 
     def run_kernels(
         self, decider: tuple[Kernel, Kernel], warmup_decider: tuple[Kernel, Kernel]

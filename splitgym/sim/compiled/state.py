@@ -411,7 +411,7 @@ def new_state(scenario: Scenario, books: Books, *, record: bool, zeros: Zeros = 
         ends=zeros(4 * count + 16 * num_machines, TIMED),
         gaps=zeros(4 * count + 16 * num_machines, TIMED),
         blocked=zeros((num_machines, num_machines if run["is_layerwise"][0] else 0), np.bool_),
-        log=zeros(LOG_CHUNK + 7 * count + 7 * num_machines + 7 if record else 0, LINE),
+        log=zeros(_most_lines(scenario) if record else 0, LINE),
         residues=zeros((num_machines, _most_block_tokens(scenario)), np.int64),
         pairs=_pairs(scenario, zeros),
         flow_ends=_tournament(num_machines, zeros) if run["is_shared"][0] else zeros(0, TIMED),
@@ -454,6 +454,13 @@ def rows_of(state: State, scenario: Scenario, end_s: float) -> RequestRows:
 
 def _most_block_tokens(scenario: Scenario) -> int:
     return max((own.block_size for own in scenario.cluster.vllm), default=0)
+
+
+def _most_lines(scenario: Scenario) -> int:
+    """Of the log between two looks at it: with migration a decision that changes all roles may move a request often."""
+    count, num_machines = len(scenario.requests), scenario.cluster.num_machines
+    moves = 2 * count * num_machines.bit_length() if scenario.cluster.migrate else 0
+    return LOG_CHUNK + 7 * count + 7 * num_machines + 7 + moves
 
 
 def _most_pairs(scenario: Scenario) -> int:
