@@ -57,6 +57,7 @@ def scenarios(count: int) -> dict[str, Scenario]:
     chunked = replace(plain, batching=VllmBatching())
     caching = replace(plain, batching=VllmBatching(prefix_caching=True))
     alike, hasty = with_prefixes(requests), replace(requests, deadline_s=np.full(count, DEADLINE_S))
+    all_asked = with_class_numbers(replace(alike, deadline_s=hasty.deadline_s))
     faults = faults_until(float(requests.arrival_s[-1]))
     return {
         "plain": Scenario(plain, requests),
@@ -64,7 +65,6 @@ def scenarios(count: int) -> dict[str, Scenario]:
         "layer-wise transfers": Scenario(with_transfer(plain, mode="layerwise"), requests),
         "kv_lease_s": Scenario(with_transfer(plain, kv_lease_s=30.0), requests),
         "first token at token machines": Scenario(replace(plain, first_token="token_machine"), requests),
-        "token machines chosen late": Scenario(replace(plain, token_choice="prompt_end"), requests),
         "migrate": Scenario(replace(plain, migrate=True), requests),
         "telemetry": Scenario(with_telemetry(plain), requests),
         "request classes": Scenario(with_classes(plain), with_class_numbers(requests)),
@@ -72,11 +72,12 @@ def scenarios(count: int) -> dict[str, Scenario]:
         "outages, stragglers": Scenario(plain, requests, faults=faults),
         "client deadlines": Scenario(plain, hasty),
         "all of these": Scenario(everything(plain), with_class_numbers(hasty), faults=faults),
+        "token machines chosen late": Scenario(chosen_late(plain), requests),
+        "all, chosen late": Scenario(chosen_late(everything(plain)), with_class_numbers(hasty), faults=faults),
         "vllm": Scenario(chunked, requests),
         "vllm, prefix caching": Scenario(caching, alike),
-        "vllm, all": Scenario(
-            everything(caching), with_class_numbers(replace(alike, deadline_s=hasty.deadline_s)), faults=faults
-        ),
+        "vllm, all": Scenario(everything(caching), all_asked, faults=faults),
+        "vllm, all, chosen late": Scenario(chosen_late(everything(caching)), all_asked, faults=faults),
     }
 
 
@@ -102,9 +103,13 @@ def measure(asked: dict[str, Scenario], repeats: int) -> dict[str, Any]:
 
 def everything(cluster: Cluster) -> Cluster:
     """All of it but layer-wise transfers, which neither discipline `vllm` nor a late choice of token machines has."""
-    own = replace(cluster, first_token="token_machine", token_choice="prompt_end", migrate=True)
-    own = with_transfer(own, network="shared", kv_lease_s=30.0)
+    own = with_transfer(replace(cluster, first_token="token_machine", migrate=True), network="shared", kv_lease_s=30.0)
     return with_telemetry(with_classes(with_caps(own)))
+
+
+def chosen_late(cluster: Cluster) -> Cluster:
+    """Token machines named at prompt ends."""
+    return replace(cluster, token_choice="prompt_end")
 
 
 def with_transfer(cluster: Cluster, **changed: Any) -> Cluster:

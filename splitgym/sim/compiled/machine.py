@@ -57,12 +57,7 @@ def end_iteration(s: State, m: int) -> None:
     r = machine.batch_first
     for _ in range(machine.batch_prompts):
         following = s.requests[r].next
-        if s.requests[r].was_preempted:
-            end_recomputation(s, m, r)
-        elif s.run[0].chooses_late:
-            call(s, CHOICES, END_PROMPT, m, r, 0)
-        else:
-            end_prompt(s, m, r)
+        end_computation(s, m, r)
         r = following
     plan_next(s, m, count, decodes)
 
@@ -77,14 +72,20 @@ def end_chunked_iteration(s: State, m: int) -> None:
     for _ in range(machine.batch_prompts):
         following = s.requests[r].next
         if end_chunk(s, m, r):
-            if s.requests[r].was_preempted:
-                end_recomputation(s, m, r)
-            elif s.run[0].chooses_late:
-                call(s, CHOICES, END_PROMPT, m, r, 0)
-            else:
-                end_prompt(s, m, r)
+            end_computation(s, m, r)
         r = following
     plan_next(s, m, count, decodes)
+
+
+@inner_njit
+def end_computation(s: State, m: int, r: int) -> None:
+    """All of a prompt, or of what was to be computed again, is in the cache."""
+    if s.requests[r].was_preempted:
+        end_recomputation(s, m, r)
+    elif s.run[0].chooses_late:
+        call(s, CHOICES, END_PROMPT, m, r, 0)
+    else:
+        end_prompt(s, m, r)
 
 
 @inner_njit
